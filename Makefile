@@ -1,0 +1,51 @@
+# The commands of this project; `make help` lists them. Each works on a machine that has Python 3.11+ and nothing else.
+
+VENV := .venv
+BIN := $(VENV)/bin
+COVERED := perk meta_training service
+
+# A stamp is newer than what it was made from: a second call has nothing to install. BASE stands for "runs the service",
+# TEST for "and checks it"; MODEL for the converted base model in the user's cache.
+INSTALL_INPUTS := pyproject.toml constraints.txt scripts/install.sh
+BASE := $(VENV)/.installed
+TEST := $(VENV)/.installed-for-tests
+MODEL := $(VENV)/.base-model
+
+.DEFAULT_GOAL := help
+# One install at a time, even under `make -j`.
+.NOTPARALLEL:
+.PHONY: help serve demo test lint clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(BASE) $(MODEL) ## start the service on http://127.0.0.1:8000
+	$(BIN)/perk serve
+
+demo: $(BASE) $(MODEL) ## encode the documents of examples/, ask their questions, print the score
+	$(BIN)/python -m service.demo
+
+test: lint $(MODEL) ## everything that must hold: lint, then all tests with their coverage
+	$(BIN)/pytest --cov --cov-report=
+	@for package in $(COVERED); do $(BIN)/coverage report --include="$$package/*" --fail-under=80 || exit 1; done
+
+lint: $(TEST) ## format, style, types and the arrows between the packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove the environment and everything that a run leaves in this folder
+	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BASE): $(INSTALL_INPUTS)
+	scripts/install.sh
+	@touch $@
+
+$(TEST): $(INSTALL_INPUTS)
+	scripts/install.sh dev,train
+	@touch $@ $(BASE)
+
+$(MODEL): | $(BASE)
+	$(BIN)/python -m perk.base_model
+	@touch $@

@@ -1,0 +1,258 @@
+"""The outer loop's gradient: answer loss after the inner loop, differentiated through its last T steps.
+
+With θ_0 the initialisation, g_k the inner gradient at θ_k, and θ_{k+1} = U_k(θ_k, g_k(θ_k), η_k) the update rule, the
+adjoint v_k = ∂L/∂θ_k runs backwards from v_N, the answer loss's own gradient:
+
+    v_k = (∂U_k/∂θ)ᵀ v_{k+1} + (∂g_k/∂θ)ᵀ (∂U_k/∂g)ᵀ v_{k+1}      for the last T steps,
+    v_k = v_{k+1}                                                for the steps before them (PERK section 3.3).
+
+Each step is differentiated on its own, one micro-batch after the other: memory does not grow with N, and for long
+documents, whose graphs are rebuilt on the way back, not with the document either. Step sizes of the cut steps still
+receive their direct gradient (∂U_k/∂η)ᵀ v_{k+1}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from perk.checkpoint import Checkpoint
+from perk.inner_loop import InnerLoss, PreparedBatch, double_backward
+from perk.lora import AdaptedModel
+from perk.segments import Segment
+from perk.settings import InnerSettings
+from perk.token_weights import TokenWeighting
+from perk.update_rule import Moments, UpdateRule
+
+__all__ = ["MetaParameters", "OuterLoop", "OuterResult"]
+
+
+class MetaParameters:
+    """What meta-training learns, as leaves with gradients.
+
+    Attributes:
+        initial: adapter initialisation, ``[P]``.
+        log_step_sizes: logarithm of each tensor's step size in each step, ``[N, M]``.
+        weighting: token weighting, or None.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, base_hidden_size: int) -> None:
+        inner = checkpoint.settings.inner
+        self.initial = checkpoint.tensors["initial"].clone().requires_grad_()
+        self.log_step_sizes = checkpoint.tensors["log_step_sizes"].clone().requires_grad_()
+        self.weighting: TokenWeighting | None = None
+        if inner.token_weighting:
+            self.weighting = TokenWeighting(base_hidden_size, inner.weighting_hidden)
+            self.weighting.load_tensors(checkpoint.tensors)
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> MetaParameters:
+        """Move to where the model computes; before training starts."""
+        self.initial = self.initial.detach().to(device, dtype).requires_grad_()
+        self.log_step_sizes = self.log_step_sizes.detach().to(device, dtype).requires_grad_()
+        if self.weighting is not None:
+            self.weighting.to(device, dtype)
+        return self
+
+    def weighting_parameters(self) -> list[torch.nn.Parameter]:
+        """Parameters of the token weighting."""
+        return [] if self.weighting is None else list(self.weighting.parameters())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Current values under a checkpoint's names."""
+        values = {"initial": self.initial.detach(), "log_step_sizes": self.log_step_sizes.detach()}
+        return values if self.weighting is None else values | self.weighting.named_tensors()
+
+
+@dataclass(frozen=True)
+class OuterResult:
+    """What one outer step measured, averaged over its D documents.
+
+    Attributes:
+        answer_loss: mean NLL per answer token, in nats.
+        exact: share of questions whose every answer token was the likeliest (teacher-forced).
+        loss_before: inner loss entering the first step.
+        loss_after: inner loss entering the last step.
+    """
+
+    answer_loss: float
+    exact: float
+    loss_before: float
+    loss_after: float
+
+
+@dataclass
+class _Step:
+    """A step of the forward pass, as far as the way back needs it."""
+
+    theta: Tensor
+    gradient: Tensor
+    moments: Moments
+    parts: list[Tensor] = field(default_factory=list)
+
+
+class OuterLoop:
+    """Computes meta-gradients for D documents at a time."""
+
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        settings: InnerSettings,
+        *,
+        unrolled: int,
+        token_limit: int,
+        graph_tokens: int,
+    ) -> None:
+        """Plan.
+
+        Args:
+            adapted: the model.
+            settings: of the inner loop.
+            unrolled: T, number of steps at the end that are differentiated through.
+            token_limit: most tokens of a micro-batch.
+            graph_tokens: keep the graphs of the unrolled steps for documents up to this many tokens; beyond, each is
+                rebuilt on the way back, which costs one more pass a step and bounds memory.
+        """
+        self.adapted = adapted
+        self.settings = settings
+        self.unrolled = min(unrolled, settings.steps)
+        self.token_limit = token_limit
+        self.graph_tokens = graph_tokens
+        self._rule = UpdateRule(settings, adapted.layout.sizes)
+
+    def backward(
+        self, meta: MetaParameters, documents: Sequence[Sequence[Segment]], questions: Sequence[Sequence[Segment]]
+    ) -> OuterResult:
+        """Add the meta-gradient of D documents, averaged over them, to the gradients of `meta`.
+
+        Args:
+            meta: what is learned.
+            documents: segments of each document.
+            questions: for each document, its questions: prompt as prefix, answer as text.
+        """
+        count = len(documents)
+        inner = InnerLoss(
+            self.adapted,
+            documents,
+            weighting=meta.weighting,
+            candidates=self.settings.candidates,
+            token_limit=self.token_limit,
+        )
+        prepared = [inner.prepare(batch) for batch in inner.batches]
+        with torch.enable_grad():
+            weights = [inner.weights(ready) for ready in prepared]
+        leaves = [weight.detach().requires_grad_() for weight in weights]
+        keep = self.unrolled * sum(ready.batch.ids.numel() for ready in prepared) <= self.graph_tokens
+
+        steps, theta, losses = self._forward(meta, inner, prepared, leaves, keep)
+        answer_loss, exact, adjoint = self._answers(theta, questions)
+        adjoint /= count
+        weight_gradients = self._way_back(meta, inner, prepared, leaves, steps, adjoint)
+
+        if meta.weighting is not None:
+            torch.autograd.backward(weights, weight_gradients)
+        return OuterResult(answer_loss, exact, float(losses[0].mean()), float(losses[-1].mean()))
+
+    def _forward(
+        self,
+        meta: MetaParameters,
+        inner: InnerLoss,
+        prepared: list[PreparedBatch],
+        leaves: list[Tensor],
+        keep: bool,
+    ) -> tuple[list[_Step], Tensor, list[Tensor]]:
+        documents = prepared[0].batch.documents
+        theta = meta.initial.detach().expand(documents, -1).contiguous()
+        moments = self._rule.start(theta)
+        steps, losses = [], []
+        for index in range(self.settings.steps):
+            unrolled = index >= self.settings.steps - self.unrolled
+            theta.requires_grad_()
+            step = _Step(theta, torch.zeros_like(theta, requires_grad=False), moments)
+            total = theta.new_zeros(documents, requires_grad=False)
+            for ready, leaf in zip(prepared, leaves, strict=True):
+                loss, part = inner.gradient(theta, ready, leaf, differentiable=unrolled and keep)
+                step.gradient += part.detach()
+                total += loss
+                if unrolled and keep:
+                    step.parts.append(part)
+            with torch.no_grad():
+                theta, moments = self._rule.step(
+                    theta.detach(), step.gradient, moments, meta.log_step_sizes[index].detach(), index
+                )
+            steps.append(step)
+            losses.append(total)
+        return steps, theta, losses
+
+    def _answers(self, theta: Tensor, questions: Sequence[Sequence[Segment]]) -> tuple[float, float, Tensor]:
+        """Answer loss, share of exact answers, and the gradient ``[D, P]`` of the summed losses."""
+        objective = InnerLoss(self.adapted, questions, token_limit=self.token_limit)
+        theta = theta.detach().requires_grad_()
+        adjoint = torch.zeros_like(theta, requires_grad=False)
+        loss_sum, wrong, asked = 0.0, 0, sum(len(q) for q in questions)
+        for batch in objective.batches:
+            ready = objective.prepare(batch)
+            shares = objective.weights(ready)
+            with torch.enable_grad(), double_backward(False):
+                states = objective.predicting_states(theta, ready)
+                loss = objective.loss(states, ready, shares)
+                (gradient,) = torch.autograd.grad(loss.sum(), theta)
+            adjoint += gradient
+            loss_sum += float(loss.detach().sum())
+            with torch.no_grad():
+                missed = ((states @ self.adapted.base.head.T).argmax(-1) != ready.batch.targets) & (shares > 0)
+            # A question is wrong once, however many of its tokens are.
+            rows = ready.batch.positions // ready.batch.ids.shape[1]
+            wrong += sum(len(set(r[m].tolist())) for r, m in zip(rows, missed, strict=True))
+        return loss_sum / len(questions), 1 - wrong / asked, adjoint
+
+    def _way_back(
+        self,
+        meta: MetaParameters,
+        inner: InnerLoss,
+        prepared: list[PreparedBatch],
+        leaves: list[Tensor],
+        steps: list[_Step],
+        adjoint: Tensor,
+    ) -> list[Tensor]:
+        """Run the adjoint to the initialisation; returns the gradients of the token weights."""
+        weight_gradients = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
+        step_size_gradient = torch.zeros_like(meta.log_step_sizes, requires_grad=False)
+        moments_adjoint: tuple[Tensor, ...] = ()
+        for index in reversed(range(len(steps))):
+            step = steps[index]
+            theta = step.theta.detach().requires_grad_()
+            gradient = step.gradient.requires_grad_()
+            moments = None if step.moments is None else tuple(m.detach().requires_grad_() for m in step.moments)
+            rates = meta.log_step_sizes[index].detach().requires_grad_()
+            with torch.enable_grad():
+                moved, new_moments = self._rule.step(theta, gradient, moments, rates, index)  # type: ignore[arg-type]
+            if index < len(steps) - self.unrolled:
+                (step_size_gradient[index],) = torch.autograd.grad(moved, rates, adjoint)
+                continue
+            outputs = [moved, *(new_moments or ())]
+            upstream = [adjoint, *moments_adjoint]
+            theta_part, gradient_part, step_size_gradient[index], *rest = torch.autograd.grad(
+                outputs[: len(upstream)], [theta, gradient, rates, *(moments or ())], upstream, allow_unused=True
+            )
+            moments_adjoint = tuple(rest)
+            adjoint = theta_part
+            for batch, (ready, leaf) in enumerate(zip(prepared, leaves, strict=True)):
+                part, source = step.parts[batch] if step.parts else None, step.theta
+                if part is None:
+                    source = theta
+                    _, part = inner.gradient(theta, ready, leaf, differentiable=True)
+                wanted = [source, leaf]
+                through_theta, through_weights = torch.autograd.grad(part, wanted, gradient_part)
+                adjoint = adjoint + through_theta
+                weight_gradients[batch] += through_weights
+            step.parts.clear()
+        _accumulate(meta.initial, adjoint.sum(0))
+        _accumulate(meta.log_step_sizes, step_size_gradient)
+        return weight_gradients
+
+
+def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
+    leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient

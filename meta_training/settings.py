@@ -1,0 +1,117 @@
+"""Settings of a meta-training run: a YAML file, checked; an unknown key is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from perk.errors import InvalidInput
+from perk.settings import InnerSettings, LoraSettings, SegmentSettings, TemplateSettings
+
+__all__ = ["OuterSettings", "Stage", "TaskMix", "TrainSettings", "read_settings"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OuterSettings(_Settings):
+    """The outer loop (PERK section 3.3)."""
+
+    unrolled: int = Field(default=2, ge=0)
+    """T: inner steps at the end that the gradient goes through."""
+    documents: int = Field(default=1, ge=1)
+    """D: documents a step."""
+    rate: float = Field(default=1e-3, gt=0)
+    """Learning rate of the initialisation."""
+    step_size_rate: float = Field(default=1e-2, ge=0)
+    """Learning rate of the logarithms of the inner step sizes; 0 keeps them fixed."""
+    weighting_rate: float = Field(default=1e-3, ge=0)
+    """Learning rate of the token weighting; 0 keeps it fixed."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: int = Field(default=10, ge=0)
+    """Outer steps over which the learning rates rise from zero."""
+    decay: float = Field(default=0.1, ge=0, le=1)
+    """Learning rates fall by a cosine to this share of their peak at the last step."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the meta-gradient."""
+    token_limit: int = Field(default=1024, ge=64)
+    """Most tokens of a micro-batch."""
+    graph_tokens: int = Field(default=4096, ge=0)
+    """Keep the unrolled graphs of documents up to T times this many tokens; rebuild them beyond."""
+
+
+class TaskMix(_Settings):
+    """One task of a stage."""
+
+    task: str
+    """Name as in ``make-data``."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the stage's documents, relative to the other tasks'."""
+    tokens: tuple[int, int] = (256, 256)
+    """Range of the documents' lengths."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the task."""
+
+
+class Stage(_Settings):
+    """A stretch of the curriculum."""
+
+    steps: int = Field(ge=1)
+    tasks: tuple[TaskMix, ...] = Field(min_length=1)
+
+
+class TrainSettings(_Settings):
+    """A meta-training run."""
+
+    seed: int = 0
+    base: str = "default"
+    output: Path
+    """Folder of the checkpoint, the state to resume from, and ``log.csv``."""
+    lora: LoraSettings = LoraSettings()
+    inner: InnerSettings = InnerSettings()
+    segments: SegmentSettings = SegmentSettings()
+    templates: TemplateSettings = TemplateSettings()
+    outer: OuterSettings = OuterSettings()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    save_every: int = Field(default=20, ge=1)
+    """Outer steps between two saved states."""
+
+    @property
+    def total_steps(self) -> int:
+        """Outer steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
+    """Read a YAML file and apply ``key.sub=value`` overrides, whose values are YAML too.
+
+    Raises:
+        InvalidInput: the file cannot be read, or a key or value is wrong.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InvalidInput("config", str(path), f"a readable YAML file ({error})") from error
+    if not isinstance(raw, dict):
+        raise InvalidInput("config", type(raw).__name__, "a mapping of settings")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise InvalidInput("set", repr(override), "key=value")
+        place: Any = raw
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
+        place[leaf] = yaml.safe_load(value)
+    try:
+        return TrainSettings.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(field, repr(first.get("input"))[:80], first["msg"]) from error

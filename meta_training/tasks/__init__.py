@@ -1,0 +1,50 @@
+"""Tasks: documents with questions, generated or read, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meta_training.tasks.babilong import BabiLong
+from meta_training.tasks.document import CountTokens, Document, Question, Split, Task
+from meta_training.tasks.natural_questions import NaturalQuestions
+from meta_training.tasks.student_records import StudentRecords
+from perk.errors import InvalidInput
+
+__all__ = ["TASK_NAMES", "CountTokens", "Document", "Question", "Split", "Task", "build_task"]
+
+_PRESETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "student-recall": (StudentRecords, {"kinds": ("recall",)}),
+    "student-relation": (StudentRecords, {"kinds": ("relation",)}),
+    "student-aggregate": (StudentRecords, {"kinds": ("aggregate",)}),
+    "babilong-qa1": (BabiLong, {"facts": 1}),
+    "babilong-qa2": (BabiLong, {"facts": 2}),
+    "babilong-qa3": (BabiLong, {"facts": 3}),
+    "babilong-qa1-raw": (BabiLong, {"facts": 1, "kind": "raw"}),
+    "babilong-qa2-raw": (BabiLong, {"facts": 2, "kind": "raw"}),
+    "babilong-qa3-raw": (BabiLong, {"facts": 3, "kind": "raw"}),
+    "nq": (NaturalQuestions, {}),
+}
+
+TASK_NAMES = tuple(_PRESETS)
+
+
+def build_task(name: str, *, split: Split, count_tokens: CountTokens, **options: Any) -> Task:
+    """A task by its name.
+
+    Args:
+        name: one of `TASK_NAMES`.
+        split: which half of its data.
+        count_tokens: of the base's tokeniser.
+        options: of the task's own, on top of the name's.
+
+    Raises:
+        InvalidInput: an unknown name or option.
+    """
+    if name not in _PRESETS:
+        raise InvalidInput("task", repr(name), f"one of {', '.join(TASK_NAMES)}")
+    kind, preset = _PRESETS[name]
+    try:
+        task: Task = kind(split=split, count_tokens=count_tokens, **{**preset, **options})
+    except TypeError as error:
+        raise InvalidInput("options", ", ".join(options), f"options of task {name} ({error})") from error
+    return task

@@ -1,0 +1,221 @@
+"""BabiLong (PERK section 4.1): the facts of a bAbI story hidden in a book's prose.
+
+Kind ``events`` gives each fact its actor's running number and shuffles them; kind ``raw`` keeps the story's order,
+which then is the only trace of time.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from meta_training.tasks.background import Background
+from meta_training.tasks.document import CountTokens, Document, Question, Split
+from meta_training.tasks.shared_data import data_file
+from perk.errors import InvalidInput
+
+__all__ = ["BabiLong"]
+
+Kind = Literal["events", "raw"]
+
+_DEV_SHARE = 0.1
+_PASSAGE_WORDS = 220
+_MOVE = re.compile(r"^(\w+) (?:went back|went|moved|travelled|journeyed) to the (\w+)\.$")
+_TAKE = re.compile(r"^(\w+) (?:got|took|grabbed|picked up) the (\w+)")
+_DROP = re.compile(r"^(\w+) (?:dropped|discarded|left|put down) the (\w+)")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question of a story: how many facts precede it, and which of them support it."""
+
+    facts: int
+    question: str
+    answer: str
+    support: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Story:
+    facts: tuple[str, ...]
+    questions: tuple[_Asked, ...]
+
+
+class BabiLong:
+    """Stories with one, two or three supporting facts among background prose."""
+
+    def __init__(
+        self,
+        *,
+        split: Split,
+        count_tokens: CountTokens,
+        facts: int = 1,
+        kind: Kind = "events",
+        inline_share: float = 0.0,
+        min_facts: int = 2,
+    ) -> None:
+        """Choose stories.
+
+        Args:
+            split: the last tenth of the stories and of the book's chapters is for development.
+            count_tokens: of the base's tokeniser.
+            facts: supporting facts of a question: 1, 2 or 3 (QA1, QA2, QA3).
+            kind: ``events`` or ``raw``.
+            inline_share: share of the documents whose facts stand between the sentences of a passage instead of on
+                lines of their own.
+            min_facts: fewest facts of a document, where its story has as many.
+        """
+        if facts not in (1, 2, 3):
+            raise InvalidInput("facts", str(facts), "1, 2 or 3")
+        if kind not in ("events", "raw"):
+            raise InvalidInput("kind", repr(kind), "events or raw")
+        stories = _read_stories(facts)
+        first_dev = round(len(stories) * (1 - _DEV_SHARE))
+        self._stories = stories[first_dev:] if split == "dev" else stories[:first_dev]
+        self._background = Background(split=split, count_tokens=count_tokens)
+        self._count_tokens = count_tokens
+        self._facts = facts
+        self._kind: Kind = kind
+        self._inline_share = inline_share
+        self._min_facts = min_facts
+        self.name = f"babilong-qa{facts}" + ("-raw" if kind == "raw" else "")
+
+    def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
+        """A story up to one of its questions; `position` places its supporting facts together and asks only it."""
+        story = rng.choice(self._stories)
+        asked = rng.choice(story.questions)
+        if asked.facts < self._min_facts:
+            asked = story.questions[-1]
+        facts = story.facts[: asked.facts]
+        lines = _numbered(facts) if self._kind == "events" else list(facts)
+        questions = [self._question(asked.question, asked.answer, [lines[i] for i in asked.support])]
+        if position is None:
+            seen = {asked.question}
+            for text, answer, support in self._derived(facts):
+                if text not in seen:
+                    questions.append(self._question(text, answer, [lines[i] for i in support]))
+            rng.shuffle(questions)
+        fact_tokens = sum(self._count_tokens(line) + 1 for line in lines)
+        prose = self._background.sentences(rng, max(tokens - fact_tokens, 0))
+        if position is not None:
+            context = _placed(lines, asked.support, prose, position)
+        else:
+            if self._kind == "events":
+                rng.shuffle(lines)
+            context = _hidden(rng, lines, prose, inline=rng.random() < self._inline_share)
+        return Document(context, tuple(questions))
+
+    def _question(self, text: str, answer: str, support: list[str]) -> Question:
+        return Question(question=text, answer=answer, support=tuple(support), task=self.name)
+
+    def _derived(self, facts: tuple[str, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Further questions of the same kind that the same facts answer."""
+        moves = [(index, match) for index, fact in enumerate(facts) if (match := _MOVE.match(fact))]
+        last = {match[1]: (match[2], index) for index, match in moves}
+        if self._facts == 1:
+            return [(f"Where is {actor}?", place, (index,)) for actor, (place, index) in last.items()]
+        if self._facts == 2:
+            return _object_places(facts)
+        return []
+
+
+def _object_places(facts: tuple[str, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Where each object is: with its holder, or where it was dropped."""
+    place: dict[str, tuple[str, int]] = {}
+    holder: dict[str, tuple[str, int]] = {}
+    resting: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for index, fact in enumerate(facts):
+        if match := _MOVE.match(fact):
+            place[match[1]] = (match[2], index)
+        elif match := _TAKE.match(fact):
+            holder[match[2]] = (match[1], index)
+            resting.pop(match[2], None)
+        elif match := _DROP.match(fact):
+            holder.pop(match[2], None)
+            if match[1] in place:
+                where, since = place[match[1]]
+                resting[match[2]] = (where, (since, index))
+    found = [(f"Where is the {thing}?", where, support) for thing, (where, support) in resting.items()]
+    for thing, (actor, taken) in holder.items():
+        if actor in place:
+            where, since = place[actor]
+            found.append((f"Where is the {thing}?", where, (taken, since)))
+    return found
+
+
+def _numbered(facts: tuple[str, ...]) -> list[str]:
+    counts: Counter[str] = Counter()
+    lines = []
+    for fact in facts:
+        actor = fact.split()[0]
+        counts[actor] += 1
+        lines.append(f"{actor} Event {counts[actor]}: {fact}")
+    return lines
+
+
+def _hidden(rng: random.Random, lines: list[str], prose: list[str], *, inline: bool) -> str:
+    """Facts, in the order given, at random places of the prose."""
+    if inline:
+        places = sorted(rng.randint(0, len(prose)) for _ in lines)
+        mixed = list(prose)
+        for place, line in zip(reversed(places), reversed(lines), strict=True):
+            mixed.insert(place, line)
+        return "\n".join(" ".join(mixed[start : start + 12]) for start in range(0, len(mixed), 12))
+    passages = _passages(prose, max(len(lines) + 1, 1))
+    places = sorted(rng.randint(0, len(passages)) for _ in lines)
+    for place, line in zip(reversed(places), reversed(lines), strict=True):
+        passages.insert(place, line)
+    return "\n".join(passages)
+
+
+def _placed(lines: list[str], support: tuple[int, ...], prose: list[str], position: float) -> str:
+    """Supporting facts together at `position` of the prose; the others spread evenly."""
+    passages = _passages(prose, len(lines) + 1)
+    others = [line for index, line in enumerate(lines) if index not in support]
+    for number, line in enumerate(others):
+        passages.insert(round((number + 1) * len(passages) / (len(others) + 1)), line)
+    at = round(position * len(passages))
+    passages[at:at] = [lines[index] for index in sorted(support)]
+    return "\n".join(passages)
+
+
+def _passages(prose: list[str], least: int) -> list[str]:
+    """Whole sentences joined to passages of about 220 words, or shorter where the prose would make fewer than `least`."""
+    words = sum(len(sentence.split()) for sentence in prose)
+    size = min(_PASSAGE_WORDS, max(words // least, 1))
+    passages: list[str] = []
+    current: list[str] = []
+    for sentence in prose:
+        current.append(sentence)
+        if sum(len(s.split()) for s in current) >= size:
+            passages.append(" ".join(current))
+            current = []
+    if current:
+        passages.append(" ".join(current))
+    return passages
+
+
+@cache
+def _read_stories(facts: int) -> tuple[_Story, ...]:
+    stories: list[_Story] = []
+    statements: list[str] = []
+    number_of: dict[int, int] = {}
+    questions: list[_Asked] = []
+    for line in data_file(f"babi/qa{facts}_train.txt").read_text().splitlines():
+        number_text, _, rest = line.partition(" ")
+        if number_text == "1" and statements:
+            stories.append(_Story(tuple(statements), tuple(questions)))
+            statements, number_of, questions = [], {}, []
+        if "\t" in rest:
+            text, answer, support = rest.split("\t")
+            indices = tuple(number_of[int(number)] for number in support.split())
+            questions.append(_Asked(len(statements), text.strip(), answer.strip(), indices))
+        else:
+            number_of[int(number_text)] = len(statements)
+            statements.append(rest.strip())
+    stories.append(_Story(tuple(statements), tuple(questions)))
+    return tuple(story for story in stories if story.questions)

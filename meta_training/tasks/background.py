@@ -1,0 +1,44 @@
+"""Natural prose to hide facts in: a book, as sentences, split by chapter."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from meta_training.tasks.document import CountTokens, Split
+from meta_training.tasks.shared_data import data_file
+from perk.errors import InvalidInput
+
+__all__ = ["Background"]
+
+_CHAPTER = re.compile(r"^chapter [ivxlc\d]+", re.IGNORECASE | re.MULTILINE)
+_PICTURE = re.compile(r"\[.*?\]", re.DOTALL)
+_SENTENCE = re.compile(r"(?<=[.!?])[\"”’']*\s+(?=[\"“‘']?[A-Z])")
+_DEV_SHARE = 0.1
+
+
+class Background:
+    """Sentences of a book; the last tenth of its chapters is for development."""
+
+    def __init__(self, *, split: Split, count_tokens: CountTokens) -> None:
+        text = _PICTURE.sub(" ", data_file("background/pride_and_prejudice.txt").read_text())
+        starts = [match.end() for match in _CHAPTER.finditer(text)]
+        if not starts:
+            raise InvalidInput("background", "a book without chapters", "lines that begin with 'Chapter'")
+        bounds = zip(starts, [*starts[1:], len(text)], strict=True)
+        chapters = [" ".join(text[start:end].replace("_", "").split()) for start, end in bounds]
+        first_dev = round(len(chapters) * (1 - _DEV_SHARE))
+        chosen = chapters[first_dev:] if split == "dev" else chapters[:first_dev]
+        self._sentences = [s.strip() for chapter in chosen for s in _SENTENCE.split(chapter) if s.strip()]
+        self._lengths = [count_tokens(f" {sentence}") for sentence in self._sentences]
+
+    def sentences(self, rng: random.Random, tokens: int) -> list[str]:
+        """Contiguous sentences from a random place, about `tokens` long together (from the start again at the end)."""
+        index = rng.randrange(len(self._sentences))
+        taken: list[str] = []
+        used = 0
+        while used + self._lengths[index] / 2 < tokens:
+            taken.append(self._sentences[index])
+            used += self._lengths[index]
+            index = (index + 1) % len(self._sentences)
+        return taken

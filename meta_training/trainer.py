@@ -1,0 +1,351 @@
+"""Meta-training: draw documents, take outer steps, log, save, resume."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from meta_training.outer_loop import MetaParameters, OuterLoop, OuterResult
+from meta_training.settings import OuterSettings, Stage, TaskMix, TrainSettings, read_settings
+from meta_training.tasks import Document, Question, Task, build_task
+from perk.base_model import BaseModel, load_base_model
+from perk.checkpoint import Checkpoint, new_checkpoint
+from perk.errors import InvalidInput, PerkError
+from perk.lora import AdaptedModel
+from perk.segments import Segment, join_passages, normalise, split_segments
+from perk.settings import BaseSettings, PerkSettings, TemplateSettings
+
+__all__ = ["DivergenceError", "Trainer", "question_segment", "run_training"]
+
+_STATE = "state.safetensors"
+_PROGRESS = "state.json"
+_LOG = "log.csv"
+_COLUMNS = (
+    "step",
+    "seconds",
+    "stage",
+    "task",
+    "tokens",
+    "questions",
+    "answer_loss",
+    "exact",
+    "inner_loss_before",
+    "inner_loss_after",
+    "gradient_norm",
+    "mean_step_size",
+)
+
+
+class DivergenceError(PerkError):
+    """The loss or its gradient is no longer finite; the step's data is saved beside the log."""
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What one outer step trains on."""
+
+    stage: int
+    tasks: tuple[str, ...]
+    documents: tuple[Document, ...]
+
+
+def question_segment(question: Question, base: BaseModel, templates: TemplateSettings) -> Segment:
+    """A question as the outer loss sees it: the prompt without loss, then the answer and the end token."""
+    prompt = base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False)
+    answer = base.tokenizer.encode(templates.answer.format(answer=question.answer), add_special_tokens=False)
+    return Segment(ids=(*prompt, *answer, base.eos_id), prefix_tokens=len(prompt))
+
+
+class Trainer:
+    """One run. All randomness of a step comes from (seed, step), so that a resumed run goes on as if never stopped."""
+
+    def __init__(self, settings: TrainSettings, base: BaseModel) -> None:
+        self.settings = settings
+        self.base = base
+        self.step = 0
+        self._seconds = 0.0
+        self._perk_settings = PerkSettings(
+            base=BaseSettings(source=settings.base, fingerprint=base.fingerprint),
+            lora=settings.lora,
+            inner=settings.inner,
+            segments=settings.segments,
+            templates=settings.templates,
+        )
+        self._adapted = AdaptedModel(base, settings.lora)
+        fresh = new_checkpoint(self._adapted, self._perk_settings, seed=settings.seed)
+        self.meta = MetaParameters(fresh, base.head.shape[1]).to(base.device)
+        outer = settings.outer
+        self._outer_loop = OuterLoop(
+            self._adapted,
+            settings.inner,
+            unrolled=outer.unrolled,
+            token_limit=outer.token_limit,
+            graph_tokens=outer.graph_tokens,
+        )
+        self._parameters = [self.meta.initial, self.meta.log_step_sizes, *self.meta.weighting_parameters()]
+        self._optimiser = _optimiser(self.meta, outer)
+        self._tasks = [[self._build(mix) for mix in stage.tasks] for stage in settings.stages]
+
+    def run(self) -> None:
+        """Train to the last step, or to a SIGTERM or SIGINT, after which the state is saved.
+
+        Raises:
+            DivergenceError: a loss or gradient is not finite.
+        """
+        total = self.settings.total_steps
+        self.settings.output.mkdir(parents=True, exist_ok=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with _stop_signals() as stop, Progress(*columns) as progress:
+            bar = progress.add_task("meta-training", total=total, completed=self.step)
+            while self.step < total and not stop:
+                result = self.train_step()
+                progress.update(bar, advance=1, description=f"answer loss {result.answer_loss:.3f}")
+                if self.step % self.settings.save_every == 0:
+                    self.save()
+        self.save()
+
+    def train_step(self) -> OuterResult:
+        """One outer step: draw, differentiate, update, log."""
+        started = time.perf_counter()
+        drawn = self.draw(self.step)
+        documents = [self._segments(document) for document in drawn.documents]
+        questions = [[self._question(q) for q in document.questions] for document in drawn.documents]
+        result = self._outer_loop.backward(self.meta, documents, questions)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.outer.clip)
+        if not (math.isfinite(result.answer_loss) and bool(norm.isfinite())):
+            raise DivergenceError(self._save_failed_step(drawn, result, float(norm)))
+        share = _rate_share(self.step, self.settings.total_steps, self.settings.outer)
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["peak"] * share
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        self.step += 1
+        self._seconds += time.perf_counter() - started
+        self._log(drawn, documents, result, float(norm))
+        return result
+
+    def draw(self, step: int) -> _Draw:
+        """Documents of a step."""
+        rng = random.Random(f"{self.settings.seed}-{step}")
+        stage_index, stage = _stage_of(step, self.settings.stages)
+        chosen = rng.choices(
+            range(len(stage.tasks)), [mix.weight for mix in stage.tasks], k=self.settings.outer.documents
+        )
+        documents = [
+            self._tasks[stage_index][index].draw(rng, tokens=rng.randint(*stage.tasks[index].tokens))
+            for index in chosen
+        ]
+        return _Draw(stage_index, tuple(stage.tasks[index].task for index in chosen), tuple(documents))
+
+    def checkpoint(self) -> Checkpoint:
+        """The present parameters as a checkpoint."""
+        tensors = {name: tensor.cpu() for name, tensor in self.meta.tensors().items()}
+        return Checkpoint(self.settings.output.name, self._perk_settings, tensors)
+
+    def save(self) -> None:
+        """Write the checkpoint and the state to resume from."""
+        folder = self.settings.output
+        self.checkpoint().save(folder)
+        tensors = {f"parameter.{i}": p.detach().clone() for i, p in enumerate(self._parameters)}
+        for index, parameter in enumerate(self._parameters):
+            for name, value in self._optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).clone()
+        # The state names its step inside the same file, so that no crash can leave the two apart.
+        scratch = folder / f".{_STATE}.new"
+        save_file(tensors, scratch, metadata={"step": str(self.step), "seconds": repr(self._seconds)})
+        os.replace(scratch, folder / _STATE)
+
+    def resume(self) -> None:
+        """Continue from the saved state.
+
+        Raises:
+            InvalidInput: there is none, or it belongs to other settings.
+        """
+        path = self.settings.output / _STATE
+        if not path.is_file():
+            raise InvalidInput("resume", str(path), "a state saved by an earlier run")
+        tensors = load_file(path)
+        self._take_parameters(tensors)
+        for index, parameter in enumerate(self._parameters):
+            prefix = f"optimiser.{index}."
+            state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            if state:
+                self._optimiser.state[parameter] = state
+        metadata = _metadata(path)
+        self.step = int(metadata["step"])
+        self._seconds = float(metadata["seconds"])
+        _cut_log(self.settings.output / _LOG, self.step)
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Begin with another checkpoint's parameters instead of fresh ones.
+
+        Raises:
+            BaseMismatch, CheckpointError: it does not fit.
+        """
+        checkpoint.require_base(self.base)
+        checkpoint.require_layout(self._adapted.layout)
+        named = MetaParameters(checkpoint, self.base.head.shape[1])
+        values = [named.initial, named.log_step_sizes, *named.weighting_parameters()]
+        self._take_parameters({f"parameter.{i}": value.detach() for i, value in enumerate(values)})
+
+    def _take_parameters(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for index, parameter in enumerate(self._parameters):
+                saved = tensors.get(f"parameter.{index}")
+                if saved is None or saved.shape != parameter.shape:
+                    raise InvalidInput("state", f"no parameter of shape {tuple(parameter.shape)}", "the same settings")
+                parameter.copy_(saved)
+
+    def _build(self, mix: TaskMix) -> Task:
+        return build_task(mix.task, split="train", count_tokens=self._count_tokens, **mix.options)
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self.base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def _segments(self, document: Document) -> list[Segment]:
+        context = document.context
+        text = normalise(context if isinstance(context, str) else join_passages(context))
+        return split_segments(text, self.base.tokenizer, self.settings.segments)
+
+    def _question(self, question: Question) -> Segment:
+        return question_segment(question, self.base, self.settings.templates)
+
+    def _log(self, drawn: _Draw, documents: Sequence[Sequence[Segment]], result: OuterResult, norm: float) -> None:
+        path = self.settings.output / _LOG
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(_COLUMNS)
+            writer.writerow(
+                [
+                    self.step,
+                    f"{self._seconds:.1f}",
+                    drawn.stage,
+                    "+".join(sorted(set(drawn.tasks))),
+                    sum(len(s.ids) for segments in documents for s in segments),
+                    sum(len(document.questions) for document in drawn.documents),
+                    f"{result.answer_loss:.4f}",
+                    f"{result.exact:.3f}",
+                    f"{result.loss_before:.4f}",
+                    f"{result.loss_after:.4f}",
+                    f"{norm:.4f}",
+                    f"{float(self.meta.log_step_sizes.detach().exp().mean()):.2e}",
+                ]
+            )
+
+    def _save_failed_step(self, drawn: _Draw, result: OuterResult, norm: float) -> str:
+        self.settings.output.mkdir(parents=True, exist_ok=True)
+        path = self.settings.output / f"diverged-{self.step}.json"
+        contexts = [{"context": d.context, "questions": [q.question for q in d.questions]} for d in drawn.documents]
+        path.write_text(json.dumps({"tasks": drawn.tasks, "documents": contexts}))
+        return f"step {self.step}: answer loss {result.answer_loss}, gradient norm {norm}; its data is in {path.name}"
+
+
+def run_training(
+    config: Path, overrides: Sequence[str] = (), *, resume: bool = False, start: Checkpoint | None = None
+) -> None:
+    """Meta-train as a configuration file says, see `read_settings`.
+
+    Args:
+        config: the YAML file.
+        overrides: ``key=value`` settings on top of it.
+        resume: continue from the saved state in the output folder.
+        start: begin with this checkpoint's parameters.
+
+    Raises:
+        PerkError: bad settings, an unknown base, a foreign state, or divergence.
+    """
+    settings = read_settings(config, overrides)
+    existing = settings.output / _STATE
+    if existing.exists() and not resume:
+        raise InvalidInput("output", str(settings.output), "a folder without a saved state, or --resume")
+    base = load_base_model(settings.base, report=print)
+    trainer = Trainer(settings, base)
+    if resume:
+        trainer.resume()
+    elif start is not None:
+        trainer.start_from(start)
+    trainer.run()
+
+
+def _optimiser(meta: MetaParameters, outer: OuterSettings) -> torch.optim.AdamW:
+    groups = [
+        {"params": [meta.initial], "peak": outer.rate},
+        {"params": [meta.log_step_sizes], "peak": outer.step_size_rate, "weight_decay": 0.0},
+        {"params": meta.weighting_parameters(), "peak": outer.weighting_rate},
+    ]
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, lr=outer.rate, betas=outer.betas, weight_decay=outer.weight_decay)
+
+
+def _rate_share(step: int, total: int, outer: OuterSettings) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine."""
+    if step < outer.warmup:
+        return (step + 1) / outer.warmup
+    progress = (step - outer.warmup) / max(total - outer.warmup, 1)
+    return outer.decay + (1 - outer.decay) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _stage_of(step: int, stages: Sequence[Stage]) -> tuple[int, Stage]:
+    end = 0
+    for index, stage in enumerate(stages):
+        end += stage.steps
+        if step < end:
+            return index, stage
+    return len(stages) - 1, stages[-1]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop rows that a killed run logged after its last saved state: they will be computed again."""
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    kept = [row for row in rows[1:] if row and int(row[0]) <= step]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([list(_COLUMNS), *kept])
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT, so that the step in progress ends before the state is saved."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,94 @@
+"""Segments of D documents as micro-batches of equal shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perk.segments import Segment
+
+__all__ = ["MicroBatch", "make_micro_batches"]
+
+# Segments of one micro-batch are cut to the longest; more padding than this share is worth another micro-batch.
+_PADDING_LIMIT = 0.15
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """S segments of each of D documents, and where their loss is.
+
+    Attributes:
+        ids: token ids ``[D·S, T]``, in document order, padded on the right (no real token ever looks there).
+        positions: index into a document's ``S·T`` positions of each state that predicts a token, ``[D, K]``.
+        own_positions: index of the predicted token itself, whose state gives its weight, ``[D, K]``.
+        targets: ids of the predicted tokens, ``[D, K]``.
+        shares: 1 / (loss tokens of the whole document), 0 for padding, ``[D, K]``.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    own_positions: Tensor
+    targets: Tensor
+    shares: Tensor
+
+    @property
+    def documents(self) -> int:
+        """D."""
+        return self.positions.shape[0]
+
+
+def make_micro_batches(documents: Sequence[Sequence[Segment]], *, token_limit: int, pad_id: int) -> list[MicroBatch]:
+    """Group the segments of D documents by length.
+
+    Args:
+        documents: segments of each document.
+        token_limit: most tokens (``D·S·T``, padding included) of a micro-batch, unless one segment has more.
+        pad_id: id for the padding.
+
+    Returns:
+        Micro-batches that hold every segment once. The sum of their losses is the mean over all loss tokens of each
+        document, however they are cut.
+    """
+    ordered = [sorted(segments, key=lambda segment: -len(segment.ids)) for segments in documents]
+    loss_tokens = [sum(len(s.ids) - s.prefix_tokens for s in segments) for segments in documents]
+    slots = max(len(segments) for segments in ordered)
+    lengths = [max(len(s[slot].ids) for s in ordered if slot < len(s)) for slot in range(slots)]
+    batches = []
+    start = 0
+    while start < slots:
+        end, real = start + 1, lengths[start]
+        while end < slots:
+            padded = lengths[start] * (end - start + 1)
+            real += lengths[end]
+            if padded * len(documents) > token_limit or padded - real > _PADDING_LIMIT * padded:
+                break
+            end += 1
+        batches.append(_micro_batch([s[start:end] for s in ordered], end - start, lengths[start], loss_tokens, pad_id))
+        start = end
+    return batches
+
+
+def _micro_batch(
+    documents: list[list[Segment]], rows: int, length: int, loss_tokens: list[int], pad_id: int
+) -> MicroBatch:
+    count = max(sum(len(s.ids) - s.prefix_tokens for s in segments) for segments in documents)
+    ids = torch.full((len(documents) * rows, length), pad_id)
+    own = torch.zeros(len(documents), count, dtype=torch.long)
+    targets = torch.zeros(len(documents), count, dtype=torch.long)
+    shares = torch.zeros(len(documents), count)
+    for d, segments in enumerate(documents):
+        filled = 0
+        for row, segment in enumerate(segments):
+            size = len(segment.ids)
+            ids[d * rows + row, :size] = torch.tensor(segment.ids)
+            # A segment without prefix cannot predict its first token: there is no state before it.
+            first = max(segment.prefix_tokens, 1)
+            loss = slice(filled, filled + size - first)
+            own[d, loss] = torch.arange(row * length + first, row * length + size)
+            targets[d, loss] = torch.tensor(segment.ids[first:])
+            shares[d, loss] = 1 / max(loss_tokens[d], 1)
+            filled = loss.stop
+    return MicroBatch(ids=ids, positions=(own - 1).clamp(min=0), own_positions=own, targets=targets, shares=shares)

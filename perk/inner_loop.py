@@ -1,0 +1,289 @@
+"""The inner loop: a few gradient steps write documents into adapters (PERK section 3.1)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernels import weighted_cross_entropy
+from perk.batches import MicroBatch, make_micro_batches
+from perk.lora import AdaptedModel
+from perk.segments import Segment
+from perk.settings import InnerSettings
+from perk.token_weights import TokenWeighting
+from perk.update_rule import Moments, UpdateRule
+
+__all__ = ["EncodedDocument", "Encoding", "InnerLoss", "PreparedBatch", "double_backward"]
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """What encoding leaves of a document.
+
+    Attributes:
+        adapter: flat float32 buffer ``[P]`` on the CPU.
+        tokens: tokens that carried loss.
+        segments: segments they came in.
+        steps: inner steps taken.
+        loss_before: weighted mean NLL per token entering the first step, in nats.
+        loss_after: the same entering the last step (no further pass is spent to measure the loss after it).
+        seconds: time spent, summed over slices; for D documents together, of all of them.
+    """
+
+    adapter: Tensor
+    tokens: int
+    segments: int
+    steps: int
+    loss_before: float
+    loss_after: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A micro-batch with all that no adapter changes.
+
+    Attributes:
+        batch: the micro-batch.
+        heads: rows of the LM head that compete for each document's tokens, ``[C, H]`` each.
+        targets: ids of the predicted tokens among those rows, ``[D, K]``.
+        states: input of the first adapted layer, ``[D·S, T, H]``, or None where it is recomputed.
+        last_states: the frozen base's last hidden states of the predicted tokens, ``[D, K, H]``, or None without
+            token weighting.
+    """
+
+    batch: MicroBatch
+    heads: tuple[Tensor, ...]
+    targets: Tensor
+    states: Tensor | None
+    last_states: Tensor | None
+
+
+class InnerLoss:
+    """Token-weighted NLL of D documents' segments under their adapters: the objective of the inner loop.
+
+    The outer loop uses it too, unweighted and over the whole vocabulary: a question is a segment whose prefix is the
+    prompt.
+    """
+
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        documents: Sequence[Sequence[Segment]],
+        *,
+        weighting: TokenWeighting | None = None,
+        candidates: int | None = None,
+        token_limit: int,
+    ) -> None:
+        """Plan micro-batches; no model work is done yet.
+
+        Args:
+            adapted: the model.
+            documents: segments of each of the D documents.
+            weighting: weight of each token; None: all weigh the same.
+            candidates: see `InnerSettings.candidates`.
+            token_limit: most tokens of a micro-batch.
+        """
+        self.adapted = adapted
+        self.weighting = weighting
+        self.batches = make_micro_batches(documents, token_limit=token_limit, pad_id=adapted.base.eos_id)
+        head = adapted.base.head
+        self._vocabularies: list[Tensor] | None = None
+        self._heads: tuple[Tensor, ...] = (head,) * len(documents)
+        if candidates is not None and candidates < head.shape[0]:
+            self._vocabularies = [_vocabulary(segments, candidates).to(head.device) for segments in documents]
+            self._heads = tuple(head[ids] for ids in self._vocabularies)
+
+    @torch.no_grad()
+    def prepare(self, batch: MicroBatch, *, keep_states: bool = True) -> PreparedBatch:
+        """Compute what no adapter changes: activations below the first adapted layer, and states for the weights."""
+        device = self.adapted.base.device
+        batch = MicroBatch(*(getattr(batch, name).to(device) for name in batch.__dataclass_fields__))
+        states = self.adapted.lower_states(batch.ids)
+        last_states = None
+        if self.weighting is not None:
+            last_states = _pick(self.adapted.upper_states(states), batch.own_positions)
+        targets = batch.targets
+        if self._vocabularies is not None:
+            pairs = zip(self._vocabularies, targets, strict=True)
+            targets = torch.stack([torch.searchsorted(ids, row) for ids, row in pairs])
+        return PreparedBatch(batch, self._heads, targets, states if keep_states else None, last_states)
+
+    def weights(self, prepared: PreparedBatch) -> Tensor:
+        """Weight of each loss token, its share of the document's mean included, ``[D, K]``."""
+        shares = prepared.batch.shares.to(self.adapted.base.dtype)
+        if self.weighting is None or prepared.last_states is None:
+            return shares
+        return shares * self.weighting(prepared.last_states.to(shares.dtype))
+
+    def predicting_states(self, theta: Tensor, prepared: PreparedBatch) -> Tensor:
+        """Last hidden states ``[D, K, H]`` that predict the loss tokens, under adapters ``[D, P]``."""
+        states = prepared.states
+        if states is None:
+            with torch.no_grad():
+                states = self.adapted.lower_states(prepared.batch.ids)
+        with self.adapted.bind(theta.to(states.dtype)):
+            last = self.adapted.upper_states(states)
+        return _pick(last, prepared.batch.positions)
+
+    def __call__(self, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:
+        """Weighted NLL ``[D]`` of a micro-batch under adapters ``[D, P]``."""
+        return self.loss(self.predicting_states(theta, prepared), prepared, weights)
+
+    def loss(self, states: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:
+        """Weighted NLL ``[D]`` from predicting states ``[D, K, H]``."""
+        if self._vocabularies is None:
+            return weighted_cross_entropy(states, self.adapted.base.head, prepared.targets, weights)
+        one = zip(states.split(1), prepared.heads, prepared.targets.split(1), weights.split(1), strict=True)
+        return torch.cat([weighted_cross_entropy(*document) for document in one])
+
+    def gradient(
+        self, theta: Tensor, prepared: PreparedBatch, weights: Tensor, *, differentiable: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Loss ``[D]`` and its gradient ``[D, P]`` with respect to `theta`, a leaf.
+
+        Args:
+            theta: adapters, ``[D, P]``, requiring a gradient.
+            prepared: the micro-batch.
+            weights: of its loss tokens, ``[D, K]``.
+            differentiable: keep the graph, so that the gradient can be differentiated again.
+        """
+        with torch.enable_grad(), double_backward(differentiable):
+            loss = self(theta, prepared, weights)
+            (gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=differentiable)
+        return loss.detach(), gradient
+
+
+def double_backward(needed: bool) -> sdpa_kernel:
+    """Attention kernels for a pass: only the plain one can be differentiated twice."""
+    every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel([SDPBackend.MATH] if needed else every)
+
+
+class Encoding:
+    """Encodes D documents together, a slice at a time: prepare a micro-batch, or add one to the gradient of a step."""
+
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        weighting: TokenWeighting | None,
+        settings: InnerSettings,
+        initial: Tensor,
+        log_step_sizes: Tensor,
+        documents: Sequence[Sequence[Segment]],
+        *,
+        token_limit: int,
+        state_limit: int,
+    ) -> None:
+        """Plan the encoding; no model work is done yet.
+
+        Args:
+            adapted: the model.
+            weighting: weight of each token, or None.
+            settings: of the inner loop.
+            initial: the meta-learned initialisation, ``[P]``.
+            log_step_sizes: logarithms of the step sizes, ``[N, M]``.
+            documents: segments of each of the D documents.
+            token_limit: most tokens of a micro-batch; bounds the memory of a slice.
+            state_limit: most bytes of lower activations kept over the steps; beyond it they are recomputed.
+        """
+        base = adapted.base
+        self.steps = settings.steps
+        self.step = 0
+        self.done = False
+        self.tokens = [sum(len(s.ids) - s.prefix_tokens for s in segments) for segments in documents]
+        self.segments = [len(segments) for segments in documents]
+        self._inner_loss = InnerLoss(
+            adapted, documents, weighting=weighting, candidates=settings.candidates, token_limit=token_limit
+        )
+        self._rule = UpdateRule(settings, adapted.layout.sizes)
+        self._log_step_sizes = log_step_sizes
+        self._theta = initial.to(base.device, copy=True).expand(len(documents), -1).contiguous()
+        self._moments: Moments = self._rule.start(self._theta)
+        batches = self._inner_loss.batches
+        hidden_bytes = base.head.shape[1] * base.dtype.itemsize
+        self._keep_states = sum(b.ids.numel() for b in batches) * hidden_bytes <= state_limit
+        self._losses: list[Tensor] = []
+        self._seconds = 0.0
+        self._slices_done = 0
+        self._slices = len(batches) * (settings.steps + 1)
+        self._work = self._run()
+
+    @property
+    def progress(self) -> float:
+        """Share of the slices done, 0 to 1."""
+        return self._slices_done / self._slices
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Run one slice."""
+        started = time.perf_counter()
+        next(self._work)
+        self._slices_done += 1
+        self.done = self._slices_done == self._slices
+        self._seconds += time.perf_counter() - started
+
+    def results(self) -> list[EncodedDocument]:
+        """One entry a document.
+
+        Raises:
+            RuntimeError: the encoding is not done.
+        """
+        if not self.done:
+            raise RuntimeError(f"encoding is not done: {self._slices_done} of {self._slices} slices")
+        adapters = self._theta.to("cpu", torch.float32)
+        return [
+            EncodedDocument(
+                adapter=adapters[d].clone(),
+                tokens=self.tokens[d],
+                segments=self.segments[d],
+                steps=self.steps,
+                loss_before=float(self._losses[0][d]),
+                loss_after=float(self._losses[-1][d]),
+                seconds=self._seconds,
+            )
+            for d in range(len(self.tokens))
+        ]
+
+    def _run(self) -> Iterator[None]:
+        """The inner loop itself; yields at the end of each slice."""
+        prepared: list[PreparedBatch] = []
+        weights: list[Tensor] = []
+        for batch in self._inner_loss.batches:
+            ready = self._inner_loss.prepare(batch, keep_states=self._keep_states)
+            weights.append(self._inner_loss.weights(ready))
+            prepared.append(replace(ready, last_states=None))
+            yield
+        for step in range(self.steps):
+            gradient = torch.zeros_like(self._theta)
+            total = torch.zeros(len(self.tokens), device=gradient.device)
+            self._theta.requires_grad_()
+            for index, (ready, weight) in enumerate(zip(prepared, weights, strict=True)):
+                loss, part = self._inner_loss.gradient(self._theta, ready, weight, differentiable=False)
+                gradient += part
+                total += loss
+                if index == len(prepared) - 1:
+                    self._theta, self._moments = self._rule.step(
+                        self._theta.detach(), gradient, self._moments, self._log_step_sizes[step], step
+                    )
+                    self._losses.append(total)
+                    self.step = step + 1
+                yield
+
+
+def _pick(states: Tensor, positions: Tensor) -> Tensor:
+    """States ``[D·S, T, H]`` at positions ``[D, K]`` of each document's ``S·T``, as ``[D, K, H]``."""
+    documents, count = positions.shape
+    flat = states.reshape(documents, -1, states.shape[-1])
+    return flat.gather(1, positions[..., None].expand(documents, count, flat.shape[-1]))
+
+
+def _vocabulary(segments: Sequence[Segment], candidates: int) -> Tensor:
+    """Sorted ids that compete for a document's tokens, ``[C]``."""
+    own = {token for segment in segments for token in segment.ids}
+    return torch.tensor(sorted(own.union(range(candidates))))

@@ -1,0 +1,230 @@
+"""Where the adapter sits in the base model, and how its tensors lie in one flat buffer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, TaskType
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from kernels import lora_linear
+from perk.base_model import BaseModel
+from perk.errors import BaseModelError, InvalidInput
+from perk.settings import LoraSettings
+
+__all__ = ["AdaptedModel", "AdapterLayout", "LoraLinear", "export_peft"]
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear module that adds the bound documents' low-rank maps to its output.
+
+    Unbound, it is the frozen module alone. Bound to A ``[D, r, in]`` and B ``[D, out, r]``, its input ``[D·S, T, in]``
+    holds S sequences of each document, in document order.
+    """
+
+    def __init__(self, frozen: nn.Linear | Conv1D, scale: float) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.scale = scale
+        # GPT-2 stores its weights transposed; the view costs nothing.
+        self.transposed = isinstance(frozen, Conv1D)
+        self.adapter: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """Frozen weight, ``[out, in]``."""
+        weight: Tensor = self.frozen.weight
+        return weight.T if self.transposed else weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[D·S, T, in]`` to ``[D·S, T, out]``."""
+        if self.adapter is None:
+            unchanged: Tensor = self.frozen(x)
+            return unchanged
+        a, b = self.adapter
+        documents = a.shape[0]
+        y = lora_linear(x.reshape(documents, -1, x.shape[-1]), self.weight, self.frozen.bias, a, b, self.scale)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """Names and shapes of an adapter's tensors in its flat buffer of P elements.
+
+    Attributes:
+        modules: path of each adapted linear module inside the model, in order.
+        shapes: shape of each tensor: A ``(r, in)`` and B ``(out, r)`` of every module in turn.
+    """
+
+    modules: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of elements of each tensor."""
+        return [rows * columns for rows, columns in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """P, the length of the flat buffer."""
+        return sum(self.sizes)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each tensor, such as ``model.layers.20.mlp.up_proj.A``."""
+        return [f"{module}.{side}" for module in self.modules for side in "AB"]
+
+    def views(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Split buffers ``[D, P]`` into (A ``[D, r, in]``, B ``[D, out, r]``) for every module."""
+        parts = theta.split(self.sizes, dim=-1)
+        shaped = [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return list(zip(shaped[0::2], shaped[1::2], strict=True))
+
+    def initialise(self, generator: torch.Generator | None = None) -> Tensor:
+        """A fresh buffer ``[P]``: A normal with variance 1 / in, B zero, so that it changes nothing yet."""
+        theta = torch.zeros(self.size)
+        starts = [0, *accumulate(self.sizes)]
+        for index in range(0, len(self.shapes), 2):
+            inputs = self.shapes[index][1]
+            theta[starts[index] : starts[index + 1]].normal_(std=inputs**-0.5, generator=generator)
+        return theta
+
+
+class AdaptedModel:
+    """A base model whose upper layers carry adapters, cut where the first adapted layer begins.
+
+    The cut (decision 3 of the design) lets everything below be computed once a document: `lower` maps token ids to the
+    input of the first adapted layer, `upper` maps that to the last hidden state. Both share the base's own modules.
+    """
+
+    def __init__(self, base: BaseModel, settings: LoraSettings) -> None:
+        self.base = base
+        self.settings = settings
+        layers_name, layers = _decoder_layers(base.backbone)
+        if settings.first_layer >= len(layers):
+            raise InvalidInput(
+                "lora.first_layer", str(settings.first_layer), f"less than the base's {len(layers)} layers"
+            )
+        self._linears = _attach(base, layers, layers_name, settings)
+        self.layout = AdapterLayout(
+            modules=tuple(self._linears),
+            shapes=tuple(
+                shape
+                for linear in self._linears.values()
+                for shape in (
+                    (settings.rank, linear.weight.shape[1]),
+                    (linear.weight.shape[0], settings.rank),
+                )
+            ),
+        )
+        self.lower = _cut(base.backbone, layers_name, layers[: settings.first_layer], upper=False)
+        self.upper = _cut(base.backbone, layers_name, layers[settings.first_layer :], upper=True)
+
+    @contextmanager
+    def bind(self, theta: Tensor | None) -> Iterator[None]:
+        """Use adapters ``[D, P]`` (or none) in every forward pass inside the block."""
+        views = [None] * len(self._linears) if theta is None else self.layout.views(theta)
+        for linear, adapter in zip(self._linears.values(), views, strict=True):
+            linear.adapter = adapter
+        try:
+            yield
+        finally:
+            for linear in self._linears.values():
+                linear.adapter = None
+
+    def lower_states(self, ids: Tensor) -> Tensor:
+        """Input of the first adapted layer, ``[B, T, H]``, for token ids ``[B, T]``; independent of any adapter."""
+        states: Tensor = self.lower(input_ids=ids, use_cache=False).last_hidden_state
+        return states
+
+    def upper_states(self, states: Tensor) -> Tensor:
+        """Last hidden states ``[B, T, H]`` from the input of the first adapted layer."""
+        last: Tensor = self.upper(inputs_embeds=states, use_cache=False).last_hidden_state
+        return last
+
+
+class _NoPositions(nn.Module):
+    """Stands in for learned position embeddings where they have been added already."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return torch.zeros((), device=positions.device)
+
+
+def _decoder_layers(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
+    for name in ("layers", "h"):
+        layers = getattr(backbone, name, None)
+        if isinstance(layers, nn.ModuleList):
+            return name, layers
+    raise BaseModelError(
+        f"{type(backbone).__name__}: its decoder layers are not found; the Llama, Qwen2 and GPT-2 families are supported"
+    )
+
+
+def _attach(
+    base: BaseModel, layers: nn.ModuleList, layers_name: str, settings: LoraSettings
+) -> dict[str, LoraLinear]:
+    prefix = f"{base.model.base_model_prefix}.{layers_name}"
+    attached: dict[str, LoraLinear] = {}
+    for index in range(settings.first_layer, len(layers)):
+        layer = layers[index]
+        linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+        for name, module in linears:
+            if settings.targets != "all-linear" and name.rsplit(".", 1)[-1] not in settings.targets:
+                continue
+            lora = LoraLinear(module, settings.scale)
+            parent, _, leaf = name.rpartition(".")
+            setattr(layer.get_submodule(parent), leaf, lora)
+            attached[f"{prefix}.{index}.{name}"] = lora
+    if not attached:
+        raise InvalidInput("lora.targets", repr(settings.targets), "names of linear modules of the base's layers")
+    return attached
+
+
+def _cut(backbone: nn.Module, layers_name: str, layers: nn.ModuleList, *, upper: bool) -> nn.Module:
+    """A copy of the backbone that shares all its modules but runs `layers` only."""
+    part = copy.copy(backbone)
+    part._modules = dict(backbone._modules)
+    setattr(part, layers_name, layers)
+    if upper and hasattr(part, "wpe"):
+        part.wpe = _NoPositions()
+    if not upper:
+        setattr(part, "ln_f" if hasattr(part, "ln_f") else "norm", nn.Identity())
+    return part
+
+
+def export_peft(adapted: AdaptedModel, adapter: Tensor, directory: Path, *, base_name: str) -> None:
+    """Write an adapter ``[P]`` as a PEFT folder that `peft.PeftModel.from_pretrained` and vLLM load."""
+    settings, layout = adapted.settings, adapted.layout
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for module, (a, b) in zip(layout.modules, layout.views(adapter[None]), strict=True):
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a[0].contiguous()
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b[0].contiguous()
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    layers_name, layers = _decoder_layers(adapted.base.backbone)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base_name,
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        use_rslora=settings.rank_stabilised,
+        lora_dropout=0.0,
+        target_modules=sorted({module.rsplit(".", 1)[-1] for module in layout.modules}),
+        layers_to_transform=list(range(settings.first_layer, len(layers))),
+        layers_pattern=layers_name,
+        fan_in_fan_out=hasattr(adapted.base.backbone, "wpe"),
+        inference_mode=True,
+    )
+    config.save_pretrained(str(directory))
+    # PEFT writes sets in no fixed order; the same adapter should give the same bytes.
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,169 @@
+"""A base model with a checkpoint: documents in, adapters out; questions in, answers out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from perk.answer import Answer, Answering, AnswerRequest
+from perk.base_model import BaseModel, load_base_model
+from perk.checkpoint import Checkpoint, load_checkpoint
+from perk.errors import CheckpointError
+from perk.inner_loop import EncodedDocument, Encoding
+from perk.lora import AdaptedModel, export_peft
+from perk.segments import Segment, normalise, split_segments
+from perk.token_weights import TokenWeighting
+
+__all__ = ["PerkModel"]
+
+# Raised whenever the same text and checkpoint would give another adapter than before.
+_METHOD_VERSION = 1
+
+# Bytes a token needs in one micro-batch, in units of H · (adapted layers), measured with float32 and rounded up.
+_ACTIVATIONS_PER_TOKEN = 40
+_DEFAULT_BUDGET = 2 * 1024**3
+_MIN_SLICE = 256
+# Larger micro-batches gain nothing once matrix products are full, but make a slice longer for those who wait.
+_MAX_SLICE = 1024
+
+
+class PerkModel:
+    """Encodes and answers. Not thread-safe: one thread owns it."""
+
+    def __init__(self, base: BaseModel, checkpoint: Checkpoint) -> None:
+        """Attach a checkpoint's adapter to a base.
+
+        Raises:
+            BaseMismatch: the checkpoint belongs to another base.
+            CheckpointError: its tensors do not fit.
+        """
+        checkpoint.require_base(base)
+        settings = checkpoint.settings
+        self.base = base
+        self.checkpoint = checkpoint
+        self.settings = settings
+        self.adapted = AdaptedModel(base, settings.lora)
+        checkpoint.require_layout(self.adapted.layout)
+        weighting = None
+        if settings.inner.token_weighting:
+            weighting = TokenWeighting(base.head.shape[1], settings.inner.weighting_hidden)
+            try:
+                weighting.load_tensors(checkpoint.tensors)
+            except (KeyError, RuntimeError) as error:
+                raise CheckpointError(f"checkpoint {checkpoint.name!r}: token weighting: {error}") from error
+            weighting.to(base.device, base.dtype).requires_grad_(False)
+        self.weighting = weighting
+        self._initial = checkpoint.tensors["initial"].to(base.device)
+        self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
+        identity = f"{_METHOD_VERSION};{base.fingerprint};{checkpoint.fingerprint};{base.dtype}"
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path = "default",
+        *,
+        device: str = "auto",
+        base: str | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> PerkModel:
+        """Load a checkpoint and the base it names.
+
+        Args:
+            checkpoint: folder, or the name of a shipped one.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            base: hub id or folder to take instead of the one that the checkpoint names (it must hold the same weights).
+            report: called with a line of text when a long step starts.
+        """
+        loaded = load_checkpoint(checkpoint)
+        source = base or loaded.settings.base.source
+        return cls(load_base_model(source, device=device, report=report), loaded)
+
+    @property
+    def name(self) -> str:
+        """Name of the base model."""
+        return self.base.name
+
+    @property
+    def checkpoint_name(self) -> str:
+        """Name of the checkpoint."""
+        return self.checkpoint.name
+
+    @property
+    def adapter_size(self) -> int:
+        """P, the number of elements of an adapter."""
+        return self.adapted.layout.size
+
+    def document_id(self, text: str) -> str:
+        """``doc_`` and 32 hex digits over the normalised text and the fingerprint of all that determines the adapter.
+
+        Raises:
+            InvalidInput: the text is empty or holds NUL characters.
+        """
+        digest = hashlib.sha256(f"{self.fingerprint}\n{normalise(text)}".encode())
+        return f"doc_{digest.hexdigest()[:32]}"
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, without segment prefixes."""
+        return len(self.base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def split(self, text: str) -> list[Segment]:
+        """Segments of a document.
+
+        Raises:
+            InvalidInput: the text is empty or holds NUL characters.
+        """
+        return split_segments(normalise(text), self.base.tokenizer, self.settings.segments)
+
+    def start_encoding(self, texts: Sequence[str], *, memory_budget: int | None = None) -> Encoding:
+        """Plan the encoding of D documents together.
+
+        Args:
+            texts: the documents.
+            memory_budget: bytes for activations (default 2 GiB); a smaller one means more and smaller micro-batches,
+                and the same adapters.
+        """
+        budget = memory_budget or _DEFAULT_BUDGET
+        layers = self.base.model.config.num_hidden_layers - self.settings.lora.first_layer
+        per_token = self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN * self.base.dtype.itemsize
+        token_limit = min(max(budget // (2 * per_token), _MIN_SLICE), _MAX_SLICE)
+        return Encoding(
+            self.adapted,
+            self.weighting,
+            self.settings.inner,
+            self._initial,
+            self._log_step_sizes,
+            [self.split(text) for text in texts],
+            token_limit=token_limit,
+            state_limit=budget // 2,
+        )
+
+    def encode(self, text: str) -> EncodedDocument:
+        """Encode one document to the end."""
+        encoding = self.start_encoding([text])
+        while not encoding.done:
+            encoding.advance()
+        return encoding.results()[0]
+
+    def start_answer(self, requests: Sequence[AnswerRequest]) -> Answering:
+        """Start a batch of questions, each with its own adapter."""
+        return Answering(self.adapted, self.settings.templates, requests)
+
+    def answer(self, adapter: Tensor | None, question: str, **options: Any) -> Answer:
+        """Answer one question to the end; `options` as in `AnswerRequest`."""
+        answering = self.start_answer([AnswerRequest(question=question, adapter=adapter, **options)])
+        text, reason = "", "length"
+        while not answering.done:
+            for delta in answering.advance():
+                text += delta.text
+                reason = delta.finish_reason or reason
+        return Answer(text, reason, answering.prompt_tokens[0], answering.completion_tokens[0])
+
+    def export_peft(self, adapter: Tensor, directory: Path) -> None:
+        """Write an adapter ``[P]`` as a PEFT folder."""
+        name = self.base.model.config.name_or_path or self.name
+        export_peft(self.adapted, adapter, directory, base_name=str(name))
