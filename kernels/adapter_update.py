@@ -54,9 +54,7 @@ def adamw_update(
     return theta - rate * (corrected / denominator + weight_decay * theta), (first, second)
 
 
-def rms_update(
-    theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Sequence[int], *, epsilon: float
-) -> Tensor:
+def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Sequence[int], *, epsilon: float) -> Tensor:
     """Gradient descent with each tensor's gradient divided by its root mean square.
 
     Args:

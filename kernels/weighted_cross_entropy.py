@@ -34,7 +34,8 @@ def weighted_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight
     Returns:
         ``[D]`` sums over T, in the dtype of `hidden`; twice differentiable in `hidden` and `weights`.
     """
-    nll = _TokenNll.apply(hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1))
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    nll: Tensor = _TokenNll.apply(flat, head, targets.reshape(-1))  # type: ignore[no-untyped-call]
     return (nll.view_as(weights) * weights).sum(-1)
 
 
@@ -65,7 +66,8 @@ class _TokenNll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *upstream: Tensor) -> tuple[Tensor | None, None, None]:
         hidden, head, targets, gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        return upstream[0][:, None] * _TokenNllGradient.apply(hidden, head, targets, gradient), None, None
+        slope: Tensor = _TokenNllGradient.apply(hidden, head, targets, gradient)  # type: ignore[no-untyped-call]
+        return upstream[0][:, None] * slope, None, None
 
 
 class _TokenNllGradient(torch.autograd.Function):
@@ -77,7 +79,7 @@ class _TokenNllGradient(torch.autograd.Function):
         return gradient.view_as(gradient)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, None, None, None]:
         hidden, head = ctx.saved_tensors
         product = torch.empty_like(hidden)

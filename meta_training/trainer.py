@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import random
 import signal
 import time
@@ -17,6 +16,7 @@ from types import FrameType
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,7 +33,6 @@ from perk.settings import BaseSettings, PerkSettings, TemplateSettings
 __all__ = ["DivergenceError", "Trainer", "question_segment", "run_training"]
 
 _STATE = "state.safetensors"
-_PROGRESS = "state.json"
 _LOG = "log.csv"
 _COLUMNS = (
     "step",
@@ -173,7 +172,7 @@ class Trainer:
         # The state names its step inside the same file, so that no crash can leave the two apart.
         scratch = folder / f".{_STATE}.new"
         save_file(tensors, scratch, metadata={"step": str(self.step), "seconds": repr(self._seconds)})
-        os.replace(scratch, folder / _STATE)
+        scratch.replace(folder / _STATE)
 
     def resume(self) -> None:
         """Continue from the saved state.
@@ -318,8 +317,6 @@ def _stage_of(step: int, stages: Sequence[Stage]) -> tuple[int, Stage]:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata())
 

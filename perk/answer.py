@@ -100,9 +100,7 @@ class _Row:
 class Answering:
     """A batch of questions in slices of one token a row. Rows that end stay in the batch, but produce nothing."""
 
-    def __init__(
-        self, adapted: AdaptedModel, templates: TemplateSettings, requests: Sequence[AnswerRequest]
-    ) -> None:
+    def __init__(self, adapted: AdaptedModel, templates: TemplateSettings, requests: Sequence[AnswerRequest]) -> None:
         if not requests:
             raise InvalidInput("requests", "none", "at least one question")
         base = adapted.base
@@ -187,7 +185,7 @@ class Answering:
             row.ids.append(token)
             if len(row.ids) >= request.max_tokens:
                 reason = "length"
-        text = self._adapted.base.tokenizer.decode(row.ids, skip_special_tokens=True).lstrip()
+        text = str(self._adapted.base.tokenizer.decode(row.ids, skip_special_tokens=True)).lstrip()
         cuts = [position for position in (text.find(stop) for stop in request.stop) if position >= 0]
         if cuts:
             text, reason = text[: min(cuts)], "stop"

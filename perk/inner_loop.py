@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,7 +120,8 @@ class InnerLoss:
         shares = prepared.batch.shares.to(self.adapted.base.dtype)
         if self.weighting is None or prepared.last_states is None:
             return shares
-        return shares * self.weighting(prepared.last_states.to(shares.dtype))
+        weights: Tensor = self.weighting(prepared.last_states.to(shares.dtype))
+        return shares * weights
 
     def predicting_states(self, theta: Tensor, prepared: PreparedBatch) -> Tensor:
         """Last hidden states ``[D, K, H]`` that predict the loss tokens, under adapters ``[D, P]``."""
@@ -159,10 +161,11 @@ class InnerLoss:
         return loss.detach(), gradient
 
 
-def double_backward(needed: bool) -> sdpa_kernel:
+def double_backward(needed: bool) -> AbstractContextManager[None]:
     """Attention kernels for a pass: only the plain one can be differentiated twice."""
     every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    return sdpa_kernel([SDPBackend.MATH] if needed else every)
+    context: AbstractContextManager[None] = sdpa_kernel([SDPBackend.MATH] if needed else every)
+    return context
 
 
 class Encoding:

@@ -165,13 +165,11 @@ def _decoder_layers(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(layers, nn.ModuleList):
             return name, layers
     raise BaseModelError(
-        f"{type(backbone).__name__}: its decoder layers are not found; the Llama, Qwen2 and GPT-2 families are supported"
+        f"{type(backbone).__name__}: decoder layers not found; the Llama, Qwen2 and GPT-2 families are supported"
     )
 
 
-def _attach(
-    base: BaseModel, layers: nn.ModuleList, layers_name: str, settings: LoraSettings
-) -> dict[str, LoraLinear]:
+def _attach(base: BaseModel, layers: nn.ModuleList, layers_name: str, settings: LoraSettings) -> dict[str, LoraLinear]:
     prefix = f"{base.model.base_model_prefix}.{layers_name}"
     attached: dict[str, LoraLinear] = {}
     for index in range(settings.first_layer, len(layers)):

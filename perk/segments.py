@@ -48,7 +48,9 @@ def normalise(text: str) -> str:
         raise InvalidInput("text", "a NUL character", "text without NUL characters")
     canonical = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
     if not canonical:
-        raise InvalidInput("text", "no visible character" if text else "an empty string", "at least one visible character")
+        raise InvalidInput(
+            "text", "no visible character" if text else "an empty string", "at least one visible character"
+        )
     return canonical
 
 

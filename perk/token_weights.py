@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,7 +29,8 @@ class TokenWeighting(nn.Module):
         # States of different bases differ in scale by orders of magnitude; the MLP should not care.
         scaled = functional.layer_norm(states, states.shape[-1:])
         raw = self.down(functional.gelu(self.up(scaled))).squeeze(-1)
-        return cast(Tensor, functional.softplus(raw, beta=3.0))
+        weights: Tensor = functional.softplus(raw, beta=3.0)
+        return weights
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Its weights under stable names, for a checkpoint."""

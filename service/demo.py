@@ -196,9 +196,14 @@ def ask(client: httpx.Client, example: Example, document_id: str, console: Conso
         ok = exact_match(answer, question.answers)
         right += ok
         row = (question.text, answer, question.answers[0], "yes" if ok else "no", f"{milliseconds:.0f}")
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(_printable(cell)) for cell in row))
     console.print(table)
     return right
+
+
+def _printable(text: str) -> str:
+    """What a wrong answer may hold beside text, such as control characters, must not reach the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def ask_base_model(examples: Sequence[Example]) -> dict[str, int]:

@@ -1,0 +1,105 @@
+"""Commands: ``python -m meta_training train | evaluate | make-data``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from meta_training.evaluate import evaluate
+from meta_training.make_data import make_data
+from meta_training.tasks import TASK_NAMES
+from meta_training.trainer import run_training
+from perk.checkpoint import load_checkpoint
+from perk.errors import PerkError
+
+application = typer.Typer(add_completion=False, no_args_is_help=True, help="Meta-training of PERK checkpoints.")
+
+
+class _Method(StrEnum):
+    perk = "perk"
+    in_context = "in-context"
+    base = "base"
+
+
+class _Split(StrEnum):
+    train = "train"
+    dev = "dev"
+
+
+@application.command("train")
+def train_command(
+    config: Annotated[Path, typer.Option(help="YAML file, see meta_training/configs.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the saved state.")] = False,
+    start: Annotated[str | None, typer.Option(help="Begin with this checkpoint's parameters.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.")] = None,
+) -> None:
+    """Learn initialisation, step sizes and token weighting."""
+    loaded = load_checkpoint(start) if start is not None else None
+    run_training(config, overrides or (), resume=resume, start=loaded)
+
+
+@application.command("evaluate")
+def evaluate_command(
+    checkpoint: Annotated[str, typer.Option(help="Folder, or the name of a shipped checkpoint.")],
+    data: Annotated[Path, typer.Option(help="JSON Lines in the exchange format.")],
+    method: Annotated[_Method, typer.Option(help="Who answers.")] = _Method.perk,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most documents.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score a checkpoint on questions about documents."""
+    scores = evaluate(checkpoint, data, method=method.value, limit=limit)
+    if as_json:
+        print(json.dumps(scores))
+        return
+    table = Table("task", "questions", "exact match", "F1")
+    for task, row in scores["by_task"].items():
+        table.add_row(task or "-", str(row["questions"]), f"{row['exact_match']:.3f}", f"{row['f1']:.3f}")
+    table.add_row("all", str(scores["questions"]), f"{scores['exact_match']:.3f}", f"{scores['f1']:.3f}")
+    Console().print(table)
+
+
+@application.command("make-data")
+def make_data_command(
+    task: Annotated[str, typer.Argument(help=f"One of: {', '.join(TASK_NAMES)}.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    tokens: Annotated[int, typer.Option(help="About this many tokens a document.")] = 1024,
+    count: Annotated[int, typer.Option(help="Number of documents.")] = 50,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same file.")] = 0,
+    position: Annotated[float | None, typer.Option(help="Place of the relevant passage, 0 to 1.")] = None,
+    records: Annotated[int | None, typer.Option(min=1, help="Exact number of students of a register.")] = None,
+    questions: Annotated[int | None, typer.Option(min=1, help="Most questions of a register.")] = None,
+    split: Annotated[_Split, typer.Option(help="dev is never trained on.")] = _Split.dev,
+) -> None:
+    """Write generated documents and questions."""
+    lines = make_data(
+        task,
+        out,
+        tokens=tokens,
+        count=count,
+        seed=seed,
+        position=position,
+        records=records,
+        questions=questions,
+        split=split.value,
+    )
+    print(f"{out}: {lines} questions about {count} documents")
+
+
+def main() -> None:
+    """Entry point: known errors become one line and exit code 2."""
+    try:
+        application()
+    except PerkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

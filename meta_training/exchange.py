@@ -1,0 +1,85 @@
+"""The exchange format for evaluation data: JSON Lines, one question a line, equal contexts one document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from meta_training.tasks import Document, Question
+from perk.errors import InvalidInput
+
+__all__ = ["read_documents", "write_documents"]
+
+
+class _Row(BaseModel):
+    """One line. Unknown keys are allowed: others add their own."""
+
+    model_config = ConfigDict(strict=True)
+
+    context: str | list[str] = Field(min_length=1)
+    question: str = Field(min_length=1)
+    answer: str
+    answers: list[str] = Field(default_factory=list)
+    support: list[str] = Field(default_factory=list)
+    task: str = ""
+
+
+def read_documents(path: Path, *, limit: int | None = None) -> list[Document]:
+    """Read documents in the order of their first line.
+
+    Args:
+        path: JSON Lines file in UTF-8.
+        limit: most documents to return; the rest of the file is not looked at.
+
+    Raises:
+        InvalidInput: the file cannot be read, or a line is wrong; names the line and the field.
+    """
+    documents: dict[str | tuple[str, ...], list[Question]] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                row = _parse(line, number)
+                context = row.context if isinstance(row.context, str) else tuple(row.context)
+                if limit is not None and context not in documents and len(documents) == limit:
+                    break
+                question = Question(row.question, row.answer, tuple(row.answers), tuple(row.support), row.task)
+                documents.setdefault(context, []).append(question)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("data", path.name, f"a readable file in UTF-8 ({error})") from error
+    if not documents:
+        raise InvalidInput("data", f"{path.name} without a line", "at least one question")
+    return [Document(context, tuple(questions)) for context, questions in documents.items()]
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> int:
+    """Write documents, a line a question; returns the number of lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with path.open("w", encoding="utf-8") as file:
+        for document in documents:
+            for question in document.questions:
+                file.write(json.dumps(_row(document, question), ensure_ascii=False) + "\n")
+                written += 1
+    return written
+
+
+def _parse(line: str, number: int) -> _Row:
+    try:
+        return _Row.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else "json"
+        raise InvalidInput(f"line {number}, {field}", type(first.get("input")).__name__, first["msg"]) from error
+
+
+def _row(document: Document, question: Question) -> dict[str, Any]:
+    context = document.context if isinstance(document.context, str) else list(document.context)
+    row: dict[str, Any] = {"context": context, "question": question.question, "answer": question.answer}
+    optional = {"answers": list(question.answers), "support": list(question.support), "task": question.task}
+    return row | {name: value for name, value in optional.items() if value}

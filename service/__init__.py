@@ -1,0 +1,1 @@
+"""Serves documents and questions over HTTP; the method itself is in `perk`."""

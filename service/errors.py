@@ -1,0 +1,87 @@
+"""The errors of the service, as a tree that tells the HTTP layer what to answer."""
+
+from __future__ import annotations
+
+__all__ = [
+    "DamagedText",
+    "DocumentFailed",
+    "DocumentNotFound",
+    "DocumentNotReady",
+    "NotReady",
+    "QueueFull",
+    "ServiceError",
+    "StorageFull",
+    "StoreError",
+    "TooManyTokens",
+]
+
+
+class ServiceError(Exception):
+    """Root of all errors that this package raises on purpose. Messages never hold the text of a document or question."""
+
+
+class NotReady(ServiceError):
+    """The service cannot do this now, but may later: it is starting, stopping, or has lost its model."""
+
+
+class QueueFull(ServiceError):
+    """A bounded queue has no place left.
+
+    Attributes:
+        retry_after: seconds after which a place is likely to be free.
+    """
+
+    def __init__(self, waiting: str, limit: int, retry_after: int) -> None:
+        super().__init__(f"{limit} {waiting} are waiting already, and no more may (PERK_QUEUE_LIMIT)")
+        self.retry_after = retry_after
+
+
+class DocumentNotFound(ServiceError):
+    """No such document, or it has been deleted."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"there is no document {document_id}")
+
+
+class DocumentNotReady(ServiceError):
+    """The document is asked before it is encoded.
+
+    Attributes:
+        retry_after: seconds after which it is likely to be ready.
+    """
+
+    def __init__(self, document_id: str, status: str, retry_after: int) -> None:
+        super().__init__(f"document {document_id} is {status}; it answers once it is ready")
+        self.retry_after = retry_after
+
+
+class DocumentFailed(ServiceError):
+    """The document could not be encoded."""
+
+    def __init__(self, document_id: str, reason: str) -> None:
+        super().__init__(f"document {document_id} could not be encoded ({reason}); send its text again to retry")
+
+
+class TooManyTokens(ServiceError):
+    """The document is longer than this service takes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"text: got more than {limit} tokens, expected at most {limit} (PERK_MAX_DOCUMENT_TOKENS)")
+
+
+class StoreError(ServiceError):
+    """The store cannot be read or written."""
+
+
+class StorageFull(StoreError):
+    """The disk has no space left."""
+
+    def __init__(self) -> None:
+        super().__init__("the disk of the store is full")
+
+
+class DamagedText(StoreError):
+    """The kept text of a document is not what was stored."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"the kept text of document {document_id} is damaged")
