@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from meta_training.evaluate import evaluate
-from meta_training.make_data import make_data
-from meta_training.tasks import TASK_NAMES
+from meta_training.make_data import MAKEABLE_TASKS, make_data
 from meta_training.trainer import run_training
+from perk.base_model import DEFAULT_BASE
 from perk.checkpoint import load_checkpoint
 from perk.errors import PerkError
 
@@ -67,15 +67,18 @@ def evaluate_command(
 
 @application.command("make-data")
 def make_data_command(
-    task: Annotated[str, typer.Argument(help=f"One of: {', '.join(TASK_NAMES)}.")],
+    task: Annotated[str, typer.Argument(help=f"One of: {', '.join(MAKEABLE_TASKS)}.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
     tokens: Annotated[int, typer.Option(help="About this many tokens a document.")] = 1024,
     count: Annotated[int, typer.Option(help="Number of documents.")] = 50,
     seed: Annotated[int, typer.Option(help="The same seed writes the same file.")] = 0,
     position: Annotated[float | None, typer.Option(help="Place of the relevant passage, 0 to 1.")] = None,
     records: Annotated[int | None, typer.Option(min=1, help="Exact number of students of a register.")] = None,
-    questions: Annotated[int | None, typer.Option(min=1, help="Most questions of a register.")] = None,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="Most questions of a register or a key-value list.")
+    ] = None,
     split: Annotated[_Split, typer.Option(help="dev is never trained on.")] = _Split.dev,
+    base: Annotated[str, typer.Option(help="Base model whose tokeniser counts the tokens.")] = DEFAULT_BASE,
 ) -> None:
     """Write generated documents and questions."""
     lines = make_data(
@@ -88,6 +91,7 @@ def make_data_command(
         records=records,
         questions=questions,
         split=split.value,
+        base=base,
     )
     print(f"{out}: {lines} questions about {count} documents")
 

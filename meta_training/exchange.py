@@ -9,23 +9,24 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from meta_training.tasks import Document, Question
+from meta_training.document import Document, Question
 from perk.errors import InvalidInput
+from perk.segments import join_passages, normalise
 
 __all__ = ["read_documents", "write_documents"]
 
 
 class _Row(BaseModel):
-    """One line. Unknown keys are allowed: others add their own."""
+    """One line. Unknown keys are allowed: others add their own. A field's description is the limit its errors state."""
 
     model_config = ConfigDict(strict=True)
 
-    context: str | list[str] = Field(min_length=1)
-    question: str = Field(min_length=1)
-    answer: str
-    answers: list[str] = Field(default_factory=list)
-    support: list[str] = Field(default_factory=list)
-    task: str = ""
+    context: str | list[str] = Field(description="a text or a list of texts")
+    question: str = Field(description="a text")
+    answer: str = Field(description="a text")
+    answers: list[str] = Field(default_factory=list, description="a list of texts")
+    support: list[str] = Field(default_factory=list, description="a list of texts")
+    task: str = Field(default="", description="a text")
 
 
 def read_documents(path: Path, *, limit: int | None = None) -> list[Document]:
@@ -33,7 +34,7 @@ def read_documents(path: Path, *, limit: int | None = None) -> list[Document]:
 
     Args:
         path: JSON Lines file in UTF-8.
-        limit: most documents to return; the rest of the file is not looked at.
+        limit: most documents to return, each with all its questions, wherever in the file they stand.
 
     Raises:
         InvalidInput: the file cannot be read, or a line is wrong; names the line and the field.
@@ -47,7 +48,7 @@ def read_documents(path: Path, *, limit: int | None = None) -> list[Document]:
                 row = _parse(line, number)
                 context = row.context if isinstance(row.context, str) else tuple(row.context)
                 if limit is not None and context not in documents and len(documents) == limit:
-                    break
+                    continue
                 question = Question(row.question, row.answer, tuple(row.answers), tuple(row.support), row.task)
                 documents.setdefault(context, []).append(question)
     except (OSError, UnicodeDecodeError) as error:
@@ -58,24 +59,41 @@ def read_documents(path: Path, *, limit: int | None = None) -> list[Document]:
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> int:
-    """Write documents, a line a question; returns the number of lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write documents, a line a question; returns the number of lines.
+
+    Raises:
+        InvalidInput: the file cannot be written.
+    """
     written = 0
-    with path.open("w", encoding="utf-8") as file:
-        for document in documents:
-            for question in document.questions:
-                file.write(json.dumps(_row(document, question), ensure_ascii=False) + "\n")
-                written += 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for document in documents:
+                for question in document.questions:
+                    file.write(json.dumps(_row(document, question), ensure_ascii=False) + "\n")
+                    written += 1
+    except OSError as error:
+        raise InvalidInput("out", path.name, f"a file that can be written ({error.strerror})") from error
     return written
 
 
 def _parse(line: str, number: int) -> _Row:
     try:
-        return _Row.model_validate_json(line)
+        row = _Row.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else "json"
-        raise InvalidInput(f"line {number}, {field}", type(first.get("input")).__name__, first["msg"]) from error
+        if not first["loc"]:
+            raise InvalidInput(f"line {number}", "something else", "one JSON object") from error
+        field = str(first["loc"][0])
+        value = "nothing" if first["type"] == "missing" else f"{type(first['input']).__name__} in it"
+        raise InvalidInput(f"line {number}, {field}", value, str(_Row.model_fields[field].description)) from error
+    context = row.context if isinstance(row.context, str) else join_passages(row.context)
+    for field, text in (("context", context), ("question", row.question)):
+        try:
+            normalise(text)
+        except InvalidInput as error:
+            raise InvalidInput(f"line {number}, {field}", error.value, error.limit) from error
+    return row
 
 
 def _row(document: Document, question: Question) -> dict[str, Any]:

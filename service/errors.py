@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "DamagedText",
     "DocumentFailed",
     "DocumentNotFound",
     "DocumentNotReady",
+    "LoadFailed",
     "NotReady",
     "QueueFull",
     "ServiceError",
     "StorageFull",
     "StoreError",
     "TooManyTokens",
+    "is_disk_full",
 ]
+
+# No space, no quota, or a file beyond the size that this process may write.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ServiceError(Exception):
-    """Root of all errors that this package raises on purpose. Messages never hold the text of a document or question."""
+    """Root of all errors that this package raises on purpose. Their messages never quote a document or question."""
 
 
 class NotReady(ServiceError):
-    """The service cannot do this now, but may later: it is starting, stopping, or has lost its model."""
+    """The service cannot do this now, but may later: it is starting, stopping, or has lost its model.
+
+    Attributes:
+        reason: ``loading``, ``failed``, ``stopping`` or ``store``.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class LoadFailed(ServiceError):
+    """The service cannot start, and waiting will not help."""
 
 
 class QueueFull(ServiceError):
@@ -63,10 +82,17 @@ class DocumentFailed(ServiceError):
 
 
 class TooManyTokens(ServiceError):
-    """The document is longer than this service takes."""
+    """The document is longer than this service takes.
+
+    Attributes:
+        limit: most tokens.
+    """
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"text: got more than {limit} tokens, expected at most {limit} (PERK_MAX_DOCUMENT_TOKENS)")
+        self.limit = limit
+        super().__init__(
+            f"text: got more than {limit} tokens, expected at most {limit} tokens (PERK_MAX_DOCUMENT_TOKENS)"
+        )
 
 
 class StoreError(ServiceError):
@@ -85,3 +111,8 @@ class DamagedText(StoreError):
 
     def __init__(self, document_id: str) -> None:
         super().__init__(f"the kept text of document {document_id} is damaged")
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a write failed for want of space."""
+    return error.errno in _DISK_FULL

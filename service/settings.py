@@ -11,7 +11,7 @@ from platformdirs import user_data_path
 from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-__all__ = ["Settings", "SettingsError", "load_settings"]
+__all__ = ["Settings", "SettingsError", "describe_settings", "load_settings"]
 
 _PREFIX = "PERK_"
 _ENV_FILE = ".env"
@@ -19,9 +19,8 @@ _ENV_FILE = ".env"
 # Read from the environment by other packages and by the command-line client; no business of the service.
 _NAMES_OF_OTHERS = frozenset({"PERK_CACHE_DIR", "PERK_DATA_ROOT", "PERK_KERNELS", "PERK_API_KEY", "PERK_SERVER"})
 
-_KIB = 1024
-_MIB = 1024 * _KIB
-_GIB = 1024 * _MIB
+_MIB = 1024**2
+_GIB = 1024**3
 
 
 class SettingsError(Exception):
@@ -39,33 +38,108 @@ class Settings(BaseSettings):
         env_file=_ENV_FILE,
         env_file_encoding="utf-8",
         env_ignore_empty=True,
+        # Unknown names are found below, in both places at once.
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
     )
 
-    checkpoint: Annotated[str, Field(min_length=1, description="folder of a checkpoint, or the name of a shipped one")]
-    checkpoint = "default"
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="where the model runs: auto, cpu or cuda")]
-    device = "auto"
-    data_dir: Annotated[Path, Field(description="where documents and adapters are kept")]
-    data_dir = user_data_path("perk")
-    redis_url: Annotated[str | None, Field(description="unset: the embedded store")]
-    redis_url = None
-    api_keys: Annotated[
-        tuple[SecretStr, ...], NoDecode, Field(description="keys that clients must send, between commas; unset: open")
-    ]
-    api_keys = ()
-    max_document_bytes: Annotated[ByteSize, Field(ge=1, description="largest request body that carries a document")]
-    max_document_bytes = ByteSize(8 * _MIB)
-    max_document_tokens: Annotated[int, Field(ge=1, description="longest document, in tokens")]
-    max_document_tokens = 131_072
-    queue_limit: Annotated[int, Field(ge=1, description="most documents, and most questions, that may wait")]
-    queue_limit = 256
-    adapter_ttl: Annotated[int | None, Field(ge=1, description="seconds an adapter is kept; unset: for ever")]
-    adapter_ttl = None
-    memory_budget: Annotated[
-        ByteSize,
-        Field(ge=64 * _MIB, description="memory for documents: half for adapters at hand, half for encoding"),
-    ]
-    memory_budget = ByteSize(4 * _GIB)
+    checkpoint: str = Field("default", min_length=1, description="folder of a checkpoint, or the name of a shipped one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs: auto, cpu or cuda")
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("perk"), description="where documents and adapters are kept"
+    )
+    redis_url: str | None = Field(None, description="leave unset: the embedded store is the only one so far")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="keys that clients may send, between commas; unset: open to all"
+    )
+    max_document_bytes: ByteSize = Field(
+        ByteSize(8 * _MIB), ge=1, description="largest request body that may carry a document"
+    )
+    max_document_tokens: int = Field(131_072, ge=1, description="longest document, in tokens")
+    max_question_chars: int = Field(8192, ge=1, description="longest question, in characters")
+    max_answer_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
+    queue_limit: int = Field(64, ge=1, description="most documents, and most questions, that may wait")
+    adapter_ttl: int | None = Field(None, ge=1, description="seconds that an adapter is kept; unset: for ever")
+    memory_budget: ByteSize = Field(
+        ByteSize(2 * _GIB),
+        ge=_MIB,
+        description="memory for documents: half for adapters at hand, half for encoding",
+    )
+    stop_grace_seconds: float = Field(
+        20, ge=0, allow_inf_nan=False, description="time that running answers get when the service is stopped"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_known(cls, values: Any) -> Any:
+        known = {_environment_name(field) for field in cls.model_fields}
+        in_environment = {name for name in os.environ if name.upper().startswith(_PREFIX)}
+        in_file = {name for name in dotenv_values(_ENV_FILE) if name.upper().startswith(_PREFIX)}
+        problems = [
+            f"{name} is not a setting" for name in sorted(in_environment) if name not in known | _NAMES_OF_OTHERS
+        ]
+        for name in sorted(in_file - known):
+            if name in _NAMES_OF_OTHERS:
+                problems.append(f"{name} is read from the environment only, not from {_ENV_FILE}")
+            elif name not in in_environment:
+                problems.append(f"{name} in {_ENV_FILE} is not a setting")
+        if problems:
+            raise ValueError(f"{'; '.join(problems)} (settings: {', '.join(sorted(known))})")
+        return values
+
+    @field_validator("redis_url")
+    @classmethod
+    def _no_redis_yet(cls, url: str | None) -> str | None:
+        if url is not None:
+            raise ValueError("not supported yet: leave it unset for the embedded store")
+        return url
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, keys: Any) -> Any:
+        if not isinstance(keys, str):
+            return keys
+        parts = [part.strip() for part in keys.split(",")]
+        if not all(part.isascii() and part.isprintable() and part and " " not in part for part in parts):
+            raise ValueError("expected keys of visible ASCII characters, between commas")
+        return parts
+
+
+def load_settings() -> Settings:
+    """Read and check all settings.
+
+    Raises:
+        SettingsError: a ``PERK_*`` name is unknown, or a value is bad; the message names every one of them.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False, include_context=False, include_input=False):
+            field = str(problem["loc"][0]) if problem["loc"] else ""
+            message = problem["msg"].removeprefix("Value error, ")
+            # The value helps to find the mistake; a key or a password in an address must not be shown.
+            value = "" if field in ("", "api_keys", "redis_url") else f" got {_given(field)!r}:"
+            lines.append(f"{_environment_name(field)}:{value} {message}" if field else message)
+        raise SettingsError("\n".join(lines)) from None
+
+
+def describe_settings() -> str:
+    """One line a setting: its environment variable, meaning and default."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        shown = default.human_readable() if isinstance(default, ByteSize) else default
+        suffix = "" if default in (None, ()) or name == "data_dir" else f" (default {shown})"
+        lines.append(f"{_environment_name(name)}: {field.description}{suffix}")
+    return "\n\n".join(lines)
+
+
+def _environment_name(field: str) -> str:
+    return f"{_PREFIX}{field.upper()}"
+
+
+def _given(field: str) -> str | None:
+    name = _environment_name(field)
+    return os.environ.get(name) or dotenv_values(_ENV_FILE).get(name)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+from meta_training.document import Document, Question
 from meta_training.tasks.babilong import BabiLong
-from meta_training.tasks.document import CountTokens, Document, Question, Split, Task
+from meta_training.tasks.json_lines import JsonLines
+from meta_training.tasks.key_value import KeyValue
 from meta_training.tasks.natural_questions import NaturalQuestions
 from meta_training.tasks.student_records import StudentRecords
+from meta_training.tasks.task import CountTokens, Split, Task
 from perk.errors import InvalidInput
 
 __all__ = ["TASK_NAMES", "CountTokens", "Document", "Question", "Split", "Task", "build_task"]
@@ -22,7 +26,9 @@ _PRESETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "babilong-qa1-raw": (BabiLong, {"facts": 1, "kind": "raw"}),
     "babilong-qa2-raw": (BabiLong, {"facts": 2, "kind": "raw"}),
     "babilong-qa3-raw": (BabiLong, {"facts": 3, "kind": "raw"}),
+    "key-value": (KeyValue, {}),
     "nq": (NaturalQuestions, {}),
+    "json-lines": (JsonLines, {}),
 }
 
 TASK_NAMES = tuple(_PRESETS)
@@ -38,13 +44,16 @@ def build_task(name: str, *, split: Split, count_tokens: CountTokens, **options:
         options: of the task's own, on top of the name's.
 
     Raises:
-        InvalidInput: an unknown name or option.
+        InvalidInput: an unknown name or option, an option missing, or a value that the task refuses.
     """
     if name not in _PRESETS:
         raise InvalidInput("task", repr(name), f"one of {', '.join(TASK_NAMES)}")
     kind, preset = _PRESETS[name]
+    arguments = {**preset, **options}
     try:
-        task: Task = kind(split=split, count_tokens=count_tokens, **{**preset, **options})
+        inspect.signature(kind).bind(split=split, count_tokens=count_tokens, **arguments)
     except TypeError as error:
-        raise InvalidInput("options", ", ".join(options), f"options of task {name} ({error})") from error
+        given = ", ".join(sorted(options)) or "none"
+        raise InvalidInput("options", given, f"those of task {name} ({error})") from error
+    task: Task = kind(split=split, count_tokens=count_tokens, **arguments)
     return task

@@ -9,13 +9,16 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
+from meta_training.document import Document, Question
 from meta_training.tasks.background import Background
-from meta_training.tasks.document import CountTokens, Document, Question, Split
 from meta_training.tasks.shared_data import data_file
+from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
 
 __all__ = ["BabiLong"]
@@ -24,6 +27,8 @@ Kind = Literal["events", "raw"]
 
 _DEV_SHARE = 0.1
 _PASSAGE_WORDS = 220
+# Sentences of a passage that has facts among them.
+_INLINE = 12
 _MOVE = re.compile(r"^(\w+) (?:went back|went|moved|travelled|journeyed) to the (\w+)\.$")
 _TAKE = re.compile(r"^(\w+) (?:got|took|grabbed|picked up) the (\w+)")
 _DROP = re.compile(r"^(\w+) (?:dropped|discarded|left|put down) the (\w+)")
@@ -68,12 +73,17 @@ class BabiLong:
             inline_share: share of the documents whose facts stand between the sentences of a passage instead of on
                 lines of their own.
             min_facts: fewest facts of a document, where its story has as many.
+
+        Raises:
+            InvalidInput: an unknown kind, a number out of range, or no data.
         """
         if facts not in (1, 2, 3):
             raise InvalidInput("facts", str(facts), "1, 2 or 3")
         if kind not in ("events", "raw"):
             raise InvalidInput("kind", repr(kind), "events or raw")
-        stories = _read_stories(facts)
+        if not 0 <= inline_share <= 1:
+            raise InvalidInput("inline_share", str(inline_share), "from 0 to 1")
+        stories = _read_stories(data_file(f"babi/qa{facts}_train.txt"))
         first_dev = round(len(stories) * (1 - _DEV_SHARE))
         self._stories = stories[first_dev:] if split == "dev" else stories[:first_dev]
         self._background = Background(split=split, count_tokens=count_tokens)
@@ -85,7 +95,10 @@ class BabiLong:
         self.name = f"babilong-qa{facts}" + ("-raw" if kind == "raw" else "")
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
-        """A story up to one of its questions; `position` places its supporting facts together and asks only it."""
+        """A story up to one of its questions; `position` places the facts that support it together, and asks only it.
+
+        A raw story tells time by its order alone: there `position` places all its facts together.
+        """
         story = rng.choice(self._stories)
         asked = rng.choice(story.questions)
         if asked.facts < self._min_facts:
@@ -102,7 +115,8 @@ class BabiLong:
         fact_tokens = sum(self._count_tokens(line) + 1 for line in lines)
         prose = self._background.sentences(rng, max(tokens - fact_tokens, 0))
         if position is not None:
-            context = _placed(lines, asked.support, prose, position)
+            placed = sorted(asked.support) if self._kind == "events" else range(len(lines))
+            context = _placed(lines, placed, prose, position)
         else:
             if self._kind == "events":
                 rng.shuffle(lines)
@@ -159,32 +173,29 @@ def _numbered(facts: tuple[str, ...]) -> list[str]:
 
 def _hidden(rng: random.Random, lines: list[str], prose: list[str], *, inline: bool) -> str:
     """Facts, in the order given, at random places of the prose."""
-    if inline:
-        places = sorted(rng.randint(0, len(prose)) for _ in lines)
-        mixed = list(prose)
-        for place, line in zip(reversed(places), reversed(lines), strict=True):
-            mixed.insert(place, line)
-        return "\n".join(" ".join(mixed[start : start + 12]) for start in range(0, len(mixed), 12))
-    passages = _passages(prose, max(len(lines) + 1, 1))
-    places = sorted(rng.randint(0, len(passages)) for _ in lines)
+    parts = list(prose) if inline else _passages(prose, len(lines) + 1)
+    places = sorted(rng.randint(0, len(parts)) for _ in lines)
+    # From the end, so that the places before stay what they were.
     for place, line in zip(reversed(places), reversed(lines), strict=True):
-        passages.insert(place, line)
-    return "\n".join(passages)
+        parts.insert(place, line)
+    if inline:
+        parts = [" ".join(parts[start : start + _INLINE]) for start in range(0, len(parts), _INLINE)]
+    return "\n".join(parts)
 
 
-def _placed(lines: list[str], support: tuple[int, ...], prose: list[str], position: float) -> str:
-    """Supporting facts together at `position` of the prose; the others spread evenly."""
+def _placed(lines: list[str], placed: Sequence[int], prose: list[str], position: float) -> str:
+    """The facts `placed` together at `position` of the prose; the others spread evenly."""
     passages = _passages(prose, len(lines) + 1)
-    others = [line for index, line in enumerate(lines) if index not in support]
+    others = [line for index, line in enumerate(lines) if index not in placed]
     for number, line in enumerate(others):
         passages.insert(round((number + 1) * len(passages) / (len(others) + 1)), line)
     at = round(position * len(passages))
-    passages[at:at] = [lines[index] for index in sorted(support)]
+    passages[at:at] = [lines[index] for index in placed]
     return "\n".join(passages)
 
 
 def _passages(prose: list[str], least: int) -> list[str]:
-    """Whole sentences joined to passages of about 220 words, or shorter where the prose would make fewer than `least`."""
+    """Whole sentences joined to passages of about 220 words, or of fewer where there would not be `least` of them."""
     words = sum(len(sentence.split()) for sentence in prose)
     size = min(_PASSAGE_WORDS, max(words // least, 1))
     passages: list[str] = []
@@ -200,12 +211,13 @@ def _passages(prose: list[str], least: int) -> list[str]:
 
 
 @cache
-def _read_stories(facts: int) -> tuple[_Story, ...]:
+def _read_stories(path: Path) -> tuple[_Story, ...]:
+    """Stories of a bAbI file: lines are ``N fact`` or ``N question<TAB>answer<TAB>supporting N``; N = 1 starts one."""
     stories: list[_Story] = []
     statements: list[str] = []
     number_of: dict[int, int] = {}
     questions: list[_Asked] = []
-    for line in data_file(f"babi/qa{facts}_train.txt").read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         number_text, _, rest = line.partition(" ")
         if number_text == "1" and statements:
             stories.append(_Story(tuple(statements), tuple(questions)))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 import re
 
-from meta_training.tasks.document import CountTokens, Split
 from meta_training.tasks.shared_data import data_file
+from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
 
 __all__ = ["Background"]
 
 _CHAPTER = re.compile(r"^chapter [ivxlc\d]+", re.IGNORECASE | re.MULTILINE)
 _PICTURE = re.compile(r"\[.*?\]", re.DOTALL)
-_SENTENCE = re.compile(r"(?<=[.!?])[\"”’']*\s+(?=[\"“‘']?[A-Z])")
+_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?][\"”’']*\s+(?=[\"“‘']?[A-Z])")
 _DEV_SHARE = 0.1
 
 
@@ -21,7 +21,7 @@ class Background:
     """Sentences of a book; the last tenth of its chapters is for development."""
 
     def __init__(self, *, split: Split, count_tokens: CountTokens) -> None:
-        text = _PICTURE.sub(" ", data_file("background/pride_and_prejudice.txt").read_text())
+        text = _PICTURE.sub(" ", data_file("background/pride_and_prejudice.txt").read_text(encoding="utf-8"))
         starts = [match.end() for match in _CHAPTER.finditer(text)]
         if not starts:
             raise InvalidInput("background", "a book without chapters", "lines that begin with 'Chapter'")
@@ -29,7 +29,7 @@ class Background:
         chapters = [" ".join(text[start:end].replace("_", "").split()) for start, end in bounds]
         first_dev = round(len(chapters) * (1 - _DEV_SHARE))
         chosen = chapters[first_dev:] if split == "dev" else chapters[:first_dev]
-        self._sentences = [s.strip() for chapter in chosen for s in _SENTENCE.split(chapter) if s.strip()]
+        self._sentences = [sentence for chapter in chosen for sentence in _split_sentences(chapter)]
         self._lengths = [count_tokens(f" {sentence}") for sentence in self._sentences]
 
     def sentences(self, rng: random.Random, tokens: int) -> list[str]:
@@ -42,3 +42,10 @@ class Background:
             used += self._lengths[index]
             index = (index + 1) % len(self._sentences)
         return taken
+
+
+def _split_sentences(text: str) -> list[str]:
+    """Sentences with all their quotation marks; a title such as "Mr." ends none."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    pieces = (text[start:end].strip() for start, end in zip([0, *ends], [*ends, len(text)], strict=True))
+    return [piece for piece in pieces if piece]

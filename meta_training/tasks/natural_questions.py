@@ -1,50 +1,49 @@
-"""Natural Questions: search questions with the Wikipedia paragraph that answers each; several joined make a document."""
+"""Natural Questions: search questions, each with the Wikipedia paragraph that answers it; several make a document."""
 
 from __future__ import annotations
 
-import json
 import random
+from dataclasses import replace
 
-from meta_training.tasks.document import CountTokens, Document, Question, Split
+from meta_training.document import Document, Question
+from meta_training.exchange import read_documents
 from meta_training.tasks.shared_data import data_file
+from meta_training.tasks.task import CountTokens, Split
+from perk.segments import join_passages
 
 __all__ = ["NaturalQuestions"]
 
 
 class NaturalQuestions:
-    """One paragraph and its question, or as many as fill the asked length."""
+    """One paragraph with its questions, or as many as fill the asked length."""
 
     def __init__(self, *, split: Split, count_tokens: CountTokens) -> None:
+        """Read the paragraphs of a split; the study's own two files are the splits."""
         self.name = "nq"
-        rows = [json.loads(line) for line in data_file(f"nq/{split}.jsonl").read_text().splitlines()]
-        self._rows = [(row, count_tokens(row["context"])) for row in rows]
+        self._paragraphs: list[tuple[str, tuple[Question, ...], int]] = []
+        for document in read_documents(data_file(f"nq/{split}.jsonl")):
+            text = document.context if isinstance(document.context, str) else join_passages(document.context)
+            questions = tuple(_as_asked(question) for question in document.questions)
+            self._paragraphs.append((text, questions, count_tokens(text)))
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
-        """Paragraphs in random order; `position` pins the first one's place, and leaves its question alone."""
-        chosen = [rng.choice(self._rows)]
-        used = chosen[0][1]
-        while used < tokens:
-            row = rng.choice(self._rows)
-            if used + row[1] > tokens or any(row[0]["context"] == other["context"] for other, _ in chosen):
+        """At least one paragraph, then as many as fit; `position` pins the first one drawn, and asks about it alone."""
+        chosen: list[tuple[str, tuple[Question, ...]]] = []
+        used = 0
+        for text, questions, length in rng.sample(self._paragraphs, len(self._paragraphs)):
+            if chosen and used + length > tokens:
                 break
-            chosen.append(row)
-            used += row[1]
-        paragraphs = [str(row["context"]) for row, _ in chosen]
-        questions = [_question(row) for row, _ in chosen]
+            chosen.append((text, questions))
+            used += length
+        texts = [text for text, _ in chosen]
         if position is None:
-            return Document(tuple(paragraphs), tuple(questions))
-        others = paragraphs[1:]
-        others.insert(round(position * len(others)), paragraphs[0])
-        return Document(tuple(others), (questions[0],))
+            return Document(tuple(texts), tuple(question for _, questions in chosen for question in questions))
+        first, *others = texts
+        others.insert(round(position * len(others)), first)
+        return Document(tuple(others), chosen[0][1])
 
 
-def _question(row: dict[str, object]) -> Question:
-    text = str(row["question"]).strip().rstrip("?")
-    answers = row.get("answers")
-    return Question(
-        # Typed into a search box: without capital or question mark.
-        question=f"{text[:1].upper()}{text[1:]}?",
-        answer=str(row["answer"]),
-        answers=tuple(str(answer) for answer in answers) if isinstance(answers, list) else (),
-        task="nq",
-    )
+def _as_asked(question: Question) -> Question:
+    """Typed into a search box, without capital or question mark: put both."""
+    text = question.question.strip().rstrip("?")
+    return replace(question, question=f"{text[:1].upper()}{text[1:]}?", task="nq")

@@ -4,397 +4,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
-from meta_training.tasks.document import CountTokens, Document, Question, Split
+from meta_training.document import Document, Question
+from meta_training.tasks.students import FIELDS, Student, draw_student
+from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
 
 __all__ = ["QuestionKind", "StudentRecords"]
 
 QuestionKind = Literal["recall", "relation", "aggregate"]
 
-_FIRST = [
-    "Aaliyah",
-    "Adam",
-    "Aiko",
-    "Alejandro",
-    "Alice",
-    "Amara",
-    "Amir",
-    "Ana",
-    "Anders",
-    "Andrea",
-    "Anika",
-    "Anton",
-    "Arjun",
-    "Astrid",
-    "Ayesha",
-    "Beatriz",
-    "Benjamin",
-    "Bianca",
-    "Boris",
-    "Brandon",
-    "Camila",
-    "Carlos",
-    "Carmen",
-    "Caroline",
-    "Cecilia",
-    "Charles",
-    "Chloe",
-    "Christopher",
-    "Clara",
-    "Connor",
-    "Daisuke",
-    "Damian",
-    "Daniela",
-    "Darius",
-    "David",
-    "Deepa",
-    "Diana",
-    "Diego",
-    "Dmitri",
-    "Edward",
-    "Elena",
-    "Elias",
-    "Elizabeth",
-    "Emeka",
-    "Emily",
-    "Emma",
-    "Erik",
-    "Esther",
-    "Ethan",
-    "Fatima",
-    "Felix",
-    "Fiona",
-    "Francisco",
-    "Freya",
-    "Gabriel",
-    "George",
-    "Grace",
-    "Gustavo",
-    "Hannah",
-    "Haruto",
-    "Hassan",
-    "Helena",
-    "Henry",
-    "Hugo",
-    "Ibrahim",
-    "Ingrid",
-    "Isabella",
-    "Ivan",
-    "Jack",
-    "Jamal",
-    "James",
-    "Jasmine",
-    "Javier",
-    "Jessica",
-    "Joao",
-    "Jonas",
-    "Julia",
-    "Kaito",
-    "Karim",
-    "Katarina",
-    "Kenji",
-    "Kevin",
-    "Kofi",
-    "Lars",
-    "Laura",
-    "Layla",
-    "Leila",
-    "Leo",
-    "Liam",
-    "Lina",
-    "Lucas",
-    "Lucia",
-    "Maja",
-    "Manuel",
-    "Marco",
-    "Maria",
-    "Marta",
-    "Mateo",
-    "Matthew",
-    "Maya",
-    "Mei",
-    "Michael",
-    "Mina",
-    "Mohammed",
-    "Nadia",
-    "Naomi",
-    "Natalia",
-    "Nicholas",
-    "Nina",
-    "Noah",
-    "Olga",
-    "Oliver",
-    "Olivia",
-    "Omar",
-    "Oscar",
-    "Pablo",
-    "Patricia",
-    "Paul",
-    "Pedro",
-    "Peter",
-    "Priya",
-    "Rachel",
-    "Rafael",
-    "Raj",
-    "Rebecca",
-    "Renata",
-    "Robert",
-    "Rosa",
-    "Ryan",
-    "Samira",
-    "Samuel",
-    "Sara",
-    "Sebastian",
-    "Simone",
-    "Sofia",
-    "Sven",
-    "Tariq",
-    "Thomas",
-    "Tomas",
-    "Valentina",
-    "Victor",
-    "Wei",
-    "William",
-    "Xavier",
-    "Yara",
-    "Yuki",
-    "Yusuf",
-    "Zainab",
-    "Zoe",
-]
-_LAST = [
-    "Abbott",
-    "Adeyemi",
-    "Ahmed",
-    "Ali",
-    "Alvarez",
-    "Andersen",
-    "Baker",
-    "Bauer",
-    "Becker",
-    "Bennett",
-    "Berg",
-    "Bianchi",
-    "Brooks",
-    "Brown",
-    "Campbell",
-    "Carter",
-    "Castillo",
-    "Chang",
-    "Chen",
-    "Chowdhury",
-    "Clark",
-    "Cohen",
-    "Collins",
-    "Cooper",
-    "Costa",
-    "Cruz",
-    "Davis",
-    "Diaz",
-    "Dubois",
-    "Edwards",
-    "Evans",
-    "Farah",
-    "Fernandez",
-    "Fischer",
-    "Fleming",
-    "Foster",
-    "Fujita",
-    "Garcia",
-    "Gomez",
-    "Gonzalez",
-    "Gray",
-    "Green",
-    "Gupta",
-    "Haddad",
-    "Hall",
-    "Hansen",
-    "Harris",
-    "Hayashi",
-    "Hernandez",
-    "Hill",
-    "Hoffmann",
-    "Hughes",
-    "Hussain",
-    "Ivanova",
-    "Jackson",
-    "Jansen",
-    "Jensen",
-    "Johnson",
-    "Jones",
-    "Kapoor",
-    "Kelly",
-    "Khan",
-    "Kim",
-    "Klein",
-    "Kowalski",
-    "Kumar",
-    "Lange",
-    "Larsen",
-    "Lee",
-    "Lewis",
-    "Lindberg",
-    "Lopez",
-    "Mahmoud",
-    "Martin",
-    "Martinez",
-    "Mendes",
-    "Meyer",
-    "Miller",
-    "Mitchell",
-    "Moore",
-    "Morales",
-    "Mori",
-    "Morris",
-    "Müller",
-    "Murphy",
-    "Nakamura",
-    "Nelson",
-    "Nguyen",
-    "Nielsen",
-    "Novak",
-    "Okafor",
-    "Oliveira",
-    "Olsen",
-    "Ortiz",
-    "Osei",
-    "Park",
-    "Parker",
-    "Patel",
-    "Perez",
-    "Petrov",
-    "Popescu",
-    "Price",
-    "Ramirez",
-    "Reed",
-    "Reyes",
-    "Rivera",
-    "Roberts",
-    "Robinson",
-    "Rossi",
-    "Russell",
-    "Sanchez",
-    "Santos",
-    "Sato",
-    "Schmidt",
-    "Schneider",
-    "Sharma",
-    "Silva",
-    "Singh",
-    "Smith",
-    "Sokolov",
-    "Stewart",
-    "Suzuki",
-    "Tanaka",
-    "Taylor",
-    "Thompson",
-    "Torres",
-    "Turner",
-    "Usman",
-    "Vargas",
-    "Vasquez",
-    "Walker",
-    "Wang",
-    "Watanabe",
-    "Weber",
-    "White",
-    "Williams",
-    "Wilson",
-    "Wong",
-    "Wright",
-    "Yamamoto",
-    "Yang",
-    "Young",
-    "Zhang",
-    "Zimmermann",
-]
-_YEARS = ("Freshman", "Sophomore", "Junior", "Senior")
-_SCHOOLS = (
-    "School of Engineering",
-    "School of Business",
-    "School of Law",
-    "School of Medicine",
-    "School of Education",
-    "School of Arts",
-    "School of Sciences",
-    "School of Humanities",
-    "School of Public Health",
-    "School of Social Sciences",
-    "School of Nursing",
-    "School of Architecture",
-    "School of Music",
-    "School of Information",
-    "School of Agriculture",
-    "School of Journalism",
-    "College of Liberal Arts",
-    "College of Natural Sciences",
-    "Graduate School of Management",
-    "Institute of Technology",
-)
-_MAJORS = (
-    "Accounting",
-    "Anthropology",
-    "Architecture",
-    "Art History",
-    "Astronomy",
-    "Biochemistry",
-    "Biology",
-    "Business Administration",
-    "Chemical Engineering",
-    "Chemistry",
-    "Civil Engineering",
-    "Communications",
-    "Computer Science",
-    "Dance",
-    "Data Science",
-    "Economics",
-    "Electrical Engineering",
-    "English Literature",
-    "Environmental Science",
-    "Film Studies",
-    "Finance",
-    "Geography",
-    "Geology",
-    "Graphic Design",
-    "History",
-    "International Relations",
-    "Journalism",
-    "Linguistics",
-    "Marketing",
-    "Mathematics",
-    "Mechanical Engineering",
-    "Music",
-    "Neuroscience",
-    "Nursing",
-    "Philosophy",
-    "Physics",
-    "Political Science",
-    "Psychology",
-    "Sociology",
-    "Spanish",
-    "Statistics",
-    "Theater",
-)
-_FIELDS = ("name", "year", "school", "major", "grade")
-
-
-@dataclass(frozen=True)
-class _Student:
-    number: int
-    name: str
-    year: str
-    school: str
-    major: str
-    grade: int
-
-    def line(self) -> str:
-        return (
-            f"Student <{self.number}>, Name: {self.name}, Year: {self.year}, School: {self.school}, "
-            f"Major: {self.major}, Grade: {self.grade}"
-        )
+_RELATIONS = {
+    "major": "have the same major",
+    "school": "study at the same school",
+    "year": "study in the same year",
+}
+# All seven-digit identity numbers. Divisibility tells the splits apart and shows in no single digit.
+_NUMBERS = range(1_000_000, 10_000_000)
+_DEV_DIVISOR = 7
 
 
 class StudentRecords:
@@ -412,15 +40,28 @@ class StudentRecords:
         """Set the questions.
 
         Args:
-            split: identity numbers of the two splits never meet: dev has those that end in 0.
+            split: identity numbers of the two splits never meet: dev has the multiples of 7.
             count_tokens: of the base's tokeniser.
             kinds: of questions, drawn with equal shares.
             questions: at most, for each document.
             records: exact number of students; None: as many as fit the asked number of tokens.
+
+        Raises:
+            InvalidInput: an unknown kind, no kind, or a number out of range.
         """
         for kind in kinds:
             if kind not in get_args(QuestionKind):
                 raise InvalidInput("kinds", repr(kind), f"one of {', '.join(get_args(QuestionKind))}")
+        if not kinds:
+            raise InvalidInput("kinds", "none", f"at least one of {', '.join(get_args(QuestionKind))}")
+        # A relation needs two students.
+        self._fewest = 2 if "relation" in kinds else 1
+        # Beyond one number in ten of those free, drawing one that is not taken would take ever longer.
+        most = len(_NUMBERS) // (10 * _DEV_DIVISOR)
+        if records is not None and not self._fewest <= records <= most:
+            raise InvalidInput("records", str(records), f"{self._fewest} to {most}")
+        if questions < 1:
+            raise InvalidInput("questions", str(questions), "at least 1")
         self.name = f"student-{kinds[0]}" if len(kinds) == 1 else "student"
         self._dev = split == "dev"
         self._count_tokens = count_tokens
@@ -429,48 +70,48 @@ class StudentRecords:
         self._records = records
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
-        """A register; `position` pins the student asked about, and leaves one question."""
+        """A register; `position` pins the student asked about, and leaves one question.
+
+        Raises:
+            InvalidInput: a position for questions that are about more than one student.
+        """
+        if position is not None and "recall" not in self._kinds:
+            raise InvalidInput("position", str(position), f"none: questions of task {self.name} have no single place")
         students = self._students(rng, tokens)
         if position is None:
             asked = self._ask(rng, students)
         else:
             student = students[min(int(position * len(students)), len(students) - 1)]
-            asked = [_recall(student, rng.choice(_FIELDS))]
+            asked = [_recall(student, rng.choice(FIELDS))]
         return Document("\n".join(student.line() for student in students), tuple(asked))
 
-    def _students(self, rng: random.Random, tokens: int) -> list[_Student]:
-        students: list[_Student] = []
+    def _students(self, rng: random.Random, tokens: int) -> list[Student]:
+        students: list[Student] = []
         numbers: set[int] = set()
         used = 0
-        while len(students) < self._records if self._records is not None else used < tokens or not students:
-            number = rng.randrange(100_000, 1_000_000) * 10 + (0 if self._dev else rng.randrange(1, 10))
-            if number in numbers:
+        while self._records is None or len(students) < self._records:
+            number = rng.choice(_NUMBERS)
+            if number in numbers or (number % _DEV_DIVISOR == 0) != self._dev:
                 continue
             numbers.add(number)
-            student = _Student(
-                number,
-                f"{rng.choice(_FIRST)} {rng.choice(_LAST)}",
-                rng.choice(_YEARS),
-                rng.choice(_SCHOOLS),
-                rng.choice(_MAJORS),
-                rng.randrange(0, 101),
-            )
-            line = self._count_tokens(student.line()) + 1 if self._records is None else 0
-            if students and used + line > tokens and self._records is None:
-                break
-            used += line
+            student = draw_student(rng, number)
+            if self._records is None:
+                used += self._count_tokens(student.line()) + 1
+                if len(students) >= self._fewest and used > tokens:
+                    break
             students.append(student)
         return students
 
-    def _ask(self, rng: random.Random, students: list[_Student]) -> list[Question]:
-        recalls = [(student, field) for student in students for field in _FIELDS]
+    def _ask(self, rng: random.Random, students: list[Student]) -> list[Question]:
+        recalls = [(student, field) for student in students for field in FIELDS]
         rng.shuffle(recalls)
         asked: dict[str, Question] = {}
+        # A kind may run out of new questions (there are three aggregates): give up after as many tries as this.
         for index in range(4 * self._questions):
             kind = self._kinds[index % len(self._kinds)]
             if kind == "recall" and recalls:
                 question = _recall(*recalls.pop())
-            elif kind == "relation" and len(students) > 1:
+            elif kind == "relation":
                 question = _relation(rng, students)
             elif kind == "aggregate":
                 question = _aggregate(rng, students)
@@ -482,7 +123,7 @@ class StudentRecords:
         return list(asked.values())
 
 
-def _recall(student: _Student, field: str) -> Question:
+def _recall(student: Student, field: str) -> Question:
     return Question(
         question=f"What is the {field} of the student with ID {student.number}?",
         answer=str(getattr(student, field)),
@@ -491,19 +132,19 @@ def _recall(student: _Student, field: str) -> Question:
     )
 
 
-def _relation(rng: random.Random, students: list[_Student]) -> Question:
+def _relation(rng: random.Random, students: list[Student]) -> Question:
     first, second = rng.sample(students, 2)
-    kind = rng.choice(("grade", "major", "school", "year"))
+    kind = rng.choice(("grade", *_RELATIONS))
     # Two students seldom share a field: look for a pair that does in half of the questions.
     if kind != "grade" and rng.random() < 0.5:
         twins = [s for s in students if s is not first and getattr(s, kind) == getattr(first, kind)]
         second = rng.choice(twins) if twins else second
     if kind == "grade":
+        # The paper's own wording.
         text = f"Does student {first.number} has a higher grade than student {second.number}?"
         holds = first.grade > second.grade
     else:
-        where = {"major": "have the same major", "school": "study at the same school", "year": "study in the same year"}
-        text = f"Do student {first.number} and student {second.number} {where[kind]}?"
+        text = f"Do student {first.number} and student {second.number} {_RELATIONS[kind]}?"
         holds = getattr(first, kind) == getattr(second, kind)
     return Question(
         question=text,
@@ -513,7 +154,7 @@ def _relation(rng: random.Random, students: list[_Student]) -> Question:
     )
 
 
-def _aggregate(rng: random.Random, students: list[_Student]) -> Question:
+def _aggregate(rng: random.Random, students: list[Student]) -> Question:
     grades = [student.grade for student in students]
     kind = rng.choice(("highest", "lowest", "average"))
     value = {"highest": max(grades), "lowest": min(grades), "average": round(sum(grades) / len(grades))}[kind]

@@ -1,0 +1,136 @@
+"""Encoding a document against `peft` + autograd + AdamW on the CPU: the same adapter, steps and tokens, in one run.
+
+Both sides take the same micro-batches of the same segments, in turn, and the medians are compared. Three things differ:
+
+- Update rule: ours is the checkpoint's, with a learned step size for each tensor and step; theirs `torch.optim.AdamW`.
+- Token weighting: where the checkpoint has one, ours also pays a pass of the base model for the weights.
+- Vocabulary: the checkpoint's inner loss may let only `inner.candidates` frequent ids and the document's own compete;
+  theirs takes the whole vocabulary. ``full_vocabulary_seconds`` is ours with the whole vocabulary too.
+
+Ours includes cutting the text into segments and planning; theirs gets the micro-batches ready-made.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from benchmarks.document import generate_document
+from benchmarks.flops import count_encoding_flops, measure_product_rate
+from benchmarks.peak_memory import PeakMemory
+from benchmarks.peft_fine_tuning import PeftFineTuning
+from benchmarks.result import print_result
+from perk.batches import MicroBatch, make_micro_batches
+from perk.errors import InvalidInput
+from perk.inner_loop import Encoding
+from perk.perk_model import PerkModel
+from perk.segments import Segment
+from perk.settings import InnerSettings
+
+__all__ = ["count_candidates", "main", "plan_micro_batches", "run", "start_encoding"]
+
+# What `PerkModel.start_encoding` takes under its default memory budget.
+_TOKEN_LIMIT = 512
+
+
+def run(tokens: int = 1024, checkpoint: str = "default", repeats: int = 3) -> dict[str, float]:
+    """Measure.
+
+    Args:
+        tokens: length of the document, prefixes of segments not counted.
+        checkpoint: folder, or the name of a shipped one.
+        repeats: timed runs of each side; one of each goes before, untimed.
+
+    Returns:
+        - ``tokens``;
+        - ``encode_seconds``, ``peft_seconds``, ``full_vocabulary_seconds``: medians;
+        - ``ratio``: ``peft_seconds / encode_seconds``, above 1 where ours is faster;
+        - ``gemm_fraction``: operations a second of our encoding (`benchmarks.flops` says which count) over those of a
+          large float32 matrix product;
+        - ``peak_mb``: largest resident memory during our encoding, the base model included, in 10^6 bytes; measured
+          before the other side is loaded.
+
+    Raises:
+        InvalidInput: `tokens` or `repeats` is not positive.
+        PerkError: the checkpoint or its base cannot be loaded.
+    """
+    if repeats < 1:
+        raise InvalidInput("repeats", str(repeats), "at least 1")
+    model = PerkModel.load(checkpoint, device="cpu")
+    inner = model.settings.inner
+    full_vocabulary = inner.model_copy(update={"candidates": None})
+    text = generate_document(model, tokens)
+    segments = model.split(text)
+    batches = plan_micro_batches(model, segments)
+    with PeakMemory() as peak:
+        _encode(model, text, inner)
+    fine_tuning = PeftFineTuning(model, batches)
+    fine_tuning.run()
+    encode_seconds, peft_seconds, full_vocabulary_seconds, product_rates = [], [], [], []
+    for _ in range(repeats):
+        encode_seconds.append(_seconds(lambda: _encode(model, text, inner)))
+        peft_seconds.append(_seconds(fine_tuning.run))
+        full_vocabulary_seconds.append(_seconds(lambda: _encode(model, text, full_vocabulary)))
+        product_rates.append(measure_product_rate())
+    ours, theirs = statistics.median(encode_seconds), statistics.median(peft_seconds)
+    flops = count_encoding_flops(
+        model.adapted, model.weighting, batches, steps=inner.steps, candidates=count_candidates(model, segments)
+    )
+    return {
+        "tokens": tokens,
+        "encode_seconds": ours,
+        "peft_seconds": theirs,
+        "ratio": theirs / ours,
+        "gemm_fraction": flops.total / ours / max(product_rates),
+        "peak_mb": peak.megabytes,
+        "full_vocabulary_seconds": statistics.median(full_vocabulary_seconds),
+    }
+
+
+def main(tokens: int, checkpoint: str, as_json: bool) -> None:
+    """Encode a document, and fine-tune on it with peft, autograd and AdamW in the same run."""
+    print_result(run(tokens, checkpoint), as_json=as_json)
+
+
+def start_encoding(model: PerkModel, segments: Sequence[Segment], inner: InnerSettings) -> Encoding:
+    """Plan an encoding under other settings of the inner loop than the checkpoint's own."""
+    tensors = model.checkpoint.tensors
+    return Encoding(
+        model.adapted,
+        model.weighting,
+        inner,
+        tensors["initial"],
+        tensors["log_step_sizes"],
+        [segments],
+        token_limit=_TOKEN_LIMIT,
+        state_limit=sys.maxsize,
+    )
+
+
+def plan_micro_batches(model: PerkModel, segments: Sequence[Segment]) -> list[MicroBatch]:
+    """The micro-batches of `start_encoding`."""
+    return make_micro_batches([segments], token_limit=_TOKEN_LIMIT, pad_id=model.base.eos_id)
+
+
+def _encode(model: PerkModel, text: str, inner: InnerSettings) -> None:
+    encoding = start_encoding(model, model.split(text), inner)
+    while not encoding.done:
+        encoding.advance()
+    encoding.results()
+
+
+def count_candidates(model: PerkModel, segments: Sequence[Segment]) -> int:
+    """Rows of the LM head that compete in our inner loss."""
+    vocabulary: int = model.base.head.shape[0]
+    candidates = model.settings.inner.candidates
+    if candidates is None or candidates >= vocabulary:
+        return vocabulary
+    return len({token for segment in segments for token in segment.ids}.union(range(candidates)))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

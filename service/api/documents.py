@@ -1,0 +1,164 @@
+"""``/documents``: send, look at, list and delete documents, and take their adapters away."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api.auth import require_key
+from service.api.body import decode_text, media_type, read_body, read_json, unsupported_media_type, validate
+from service.api.disconnect import while_connected
+from service.api.engine import engine_of, settings_of
+from service.api.events import Event, event_response
+from service.api.fields import FieldError
+from service.api.openapi import body_of, problems
+from service.api.problems import ProblemError, invalid_fields
+from service.api.schemas import DocumentIn, DocumentOut, DocumentPage
+from service.api.uploads import read_upload
+from service.engine.document import Document
+from service.store.protocol import Place
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/documents", tags=["documents"], dependencies=[Depends(require_key)])
+
+_WAIT = re.compile(r"""(?:^|[,;\s])wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])""", re.IGNORECASE)
+_LONGEST_WAIT_SECONDS = 3600
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=DocumentOut,
+    responses={
+        200: {"model": DocumentOut, "description": "The same text is encoded already."},
+        201: {"model": DocumentOut, "description": "Encoded within the time of `Prefer: wait=SECONDS`."},
+        **problems(400, 401, 413, 415, 422, 429, 503),
+    },
+    openapi_extra=body_of(DocumentIn, text=True, upload=True),
+)
+async def send_document(request: Request) -> Response:
+    """Encode a document. The header `Prefer: wait=SECONDS` asks to wait for the end."""
+    documents = engine_of(request).documents
+    sent = await _read_document(request)
+    document, was_ready = await documents.take(sent.text, title=sent.title, metadata=sent.metadata)
+    headers = {"Location": f"/documents/{document.record.id}"}
+    if was_ready:
+        return _response(document, 200, headers)
+    seconds = _preferred_wait(request)
+    if seconds is not None:
+        headers["Preference-Applied"] = f"wait={seconds}"
+        document = await while_connected(request, documents.wait(document.record.id, seconds))
+    return _response(document, 201 if document.ended else 202, headers)
+
+
+@router.get("", response_model=DocumentPage, responses=problems(401, 422, 503))
+async def list_documents(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> Response:
+    """Documents, the newest first."""
+    after = None if cursor is None else _place(cursor)
+    found = await engine_of(request).documents.page(limit + 1, after)
+    page = found[:limit]
+    next_cursor = _cursor(page[-1]) if len(found) > limit else None
+    shown = DocumentPage(data=[DocumentOut.of(document) for document in page], next_cursor=next_cursor)
+    return JSONResponse(shown.model_dump())
+
+
+@router.get("/{document_id}", response_model=DocumentOut, responses=problems(401, 404, 422, 503))
+async def show_document(request: Request, document_id: str) -> Response:
+    """A document as it stands."""
+    return _response(await engine_of(request).documents.find(document_id), 200)
+
+
+@router.delete("/{document_id}", status_code=204, response_class=Response, responses=problems(401, 404, 422, 503))
+async def delete_document(request: Request, document_id: str) -> Response:
+    """Forget text and adapter, everywhere; an encode or answer that runs ends."""
+    await engine_of(request).delete(document_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/{document_id}/events",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "`progress`, then `ready` or `failed`."},
+        **problems(401, 404, 422, 503),
+    },
+)
+async def follow_document(request: Request, document_id: str) -> Response:
+    """Follow an encode."""
+    documents = engine_of(request).documents
+    await documents.find(document_id)
+
+    async def events() -> AsyncGenerator[Event, None]:
+        async for document in documents.follow(document_id):
+            yield (document.status if document.ended else "progress"), DocumentOut.of(document).model_dump()
+
+    return event_response(request, events())
+
+
+@router.get(
+    "/{document_id}/adapter",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/zip": {}}, "description": "The PEFT folder."},
+        **problems(401, 404, 409, 422, 503),
+    },
+)
+async def take_adapter(request: Request, document_id: str) -> Response:
+    """The adapter as a PEFT folder, in a zip archive."""
+    archive = await while_connected(request, engine_of(request).documents.export(document_id))
+    disposition = f'attachment; filename="{document_id}.zip"'
+    return Response(archive, media_type="application/zip", headers={"Content-Disposition": disposition})
+
+
+def _response(document: Document, status: int, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(DocumentOut.of(document).model_dump(), status_code=status, headers=headers)
+
+
+async def _read_document(request: Request) -> DocumentIn:
+    limit = settings_of(request).max_document_bytes
+    essence, parameters = media_type(request)
+    match essence:
+        case "application/json":
+            return await read_json(request, DocumentIn, limit)
+        case "text/plain" if parameters.get("charset", "utf-8").lower() in ("utf-8", "utf8", "us-ascii"):
+            return validate(DocumentIn, {"text": decode_text(await read_body(request, limit), "text")})
+        case "multipart/form-data":
+            return await read_upload(request, limit)
+        case _:
+            raise unsupported_media_type(request, "application/json", "text/plain", "multipart/form-data")
+
+
+def _preferred_wait(request: Request) -> int | None:
+    """Seconds of ``Prefer: wait`` (RFC 7240); a preference that cannot be read is no error."""
+    found = _WAIT.search(request.headers.get("prefer", ""))
+    return min(int(found[1]), _LONGEST_WAIT_SECONDS) if found else None
+
+
+def _cursor(document: Document) -> str:
+    place = json.dumps([document.record.created_at, document.record.id])
+    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> Place:
+    try:
+        place: Any = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (binascii.Error, ValueError, RecursionError):
+        place = None
+    match place:
+        case [float(created_at), str(document_id)] if document_id.isascii():
+            return Place(created_at, document_id)
+        case _:
+            error = FieldError("cursor", "something else", "`next_cursor` of an earlier page")
+            raise ProblemError(invalid_fields(error))

@@ -1,0 +1,43 @@
+"""What operators and their tools ask: ``/health``, ``/ready``, ``/metrics``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.api.engine import engine_of
+from service.api.openapi import problems
+from service.errors import ServiceError
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health", response_model=dict[str, str])
+async def health() -> Response:
+    """The process lives."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/ready", response_model=dict[str, str], responses=problems(503))
+async def ready(request: Request) -> Response:
+    """Documents can be encoded and questions answered; if not, the reason."""
+    engine_of(request).require_ready()
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    engine = engine_of(request)
+    try:
+        counts = await engine.documents.counts()
+    except ServiceError:
+        # Nothing is known of the store now; an old number would be worse than none.
+        engine.metrics.documents.clear()
+    else:
+        for status, count in counts.items():
+            engine.metrics.documents.labels(status).set(count)
+    return Response(generate_latest(engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)

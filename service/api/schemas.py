@@ -1,0 +1,174 @@
+"""What requests and responses look like."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from service.engine.answer_stream import AnswerStream
+from service.engine.document import Document
+
+__all__ = ["LONGEST_TITLE", "AnswerOut", "AskIn", "DocumentIn", "DocumentOut", "DocumentPage", "ProblemOut"]
+
+LONGEST_TITLE = 512
+_METADATA_BYTES = 16 * 1024
+
+
+class _Request(BaseModel):
+    # Strict: "5" is no number, and a misspelt field is an error instead of being ignored.
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _metadata_fits(metadata: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(metadata, ensure_ascii=False).encode()) > _METADATA_BYTES:
+        raise ValueError(f"at most {_METADATA_BYTES} bytes as JSON")
+    return metadata
+
+
+_StopText = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class DocumentIn(_Request):
+    """A document to encode."""
+
+    text: str = Field(description="the document; it must hold a visible character and no NUL")
+    title: str | None = Field(None, max_length=LONGEST_TITLE)
+    metadata: Annotated[dict[str, Any], AfterValidator(_metadata_fits)] = Field(
+        default_factory=dict, description=f"kept and given back; at most {_METADATA_BYTES} bytes as JSON"
+    )
+
+
+class AskIn(_Request):
+    """A question; the limits of `question` and `max_tokens` are settings and are checked by the route."""
+
+    question: str
+    max_tokens: int = Field(64, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2, description="0: the likeliest token each time")
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63, description="of the sampling; the same seed, the same answer")
+    stop: Annotated[list[_StopText], BeforeValidator(_as_list, json_schema_input_type=_StopText | list[_StopText])] = (
+        Field(default_factory=list, max_length=16, description="text, or texts, that end the answer")
+    )
+    stream: bool = Field(False, description="server-sent events instead of one JSON object")
+
+
+class EncodeOut(BaseModel):
+    """How the encode went; losses in nats per token, before and at the last step."""
+
+    seconds: float
+    steps: int
+    loss_before: float
+    loss_after: float
+
+
+class DocumentOut(BaseModel):
+    """A document; times in RFC 3339, UTC."""
+
+    id: str
+    object: Literal["document"] = "document"
+    status: Literal["queued", "encoding", "ready", "failed"]
+    title: str | None
+    metadata: dict[str, Any]
+    bytes: int
+    tokens: int
+    segments: int | None
+    progress: float = Field(ge=0, le=1)
+    created_at: str
+    ready_at: str | None
+    expires_at: str | None
+    model: str
+    checkpoint: str
+    encode: EncodeOut | None
+    error: str | None = Field(None, exclude_if=lambda error: error is None)
+
+    @classmethod
+    def of(cls, document: Document) -> DocumentOut:
+        """A document as clients see it."""
+        record = document.record
+        return cls(
+            id=record.id,
+            status=document.status,
+            title=record.title,
+            metadata=record.metadata,
+            bytes=record.bytes,
+            tokens=document.tokens,
+            segments=document.segments,
+            progress=document.progress,
+            created_at=_rfc_3339(record.created_at),
+            ready_at=None if record.ready_at is None else _rfc_3339(record.ready_at),
+            expires_at=None if record.expires_at is None else _rfc_3339(record.expires_at),
+            model=document.model,
+            checkpoint=document.checkpoint,
+            encode=None if record.encode is None else EncodeOut.model_validate(record.encode, from_attributes=True),
+            error=record.error,
+        )
+
+
+class DocumentPage(BaseModel):
+    """Documents, the newest first."""
+
+    data: list[DocumentOut]
+    next_cursor: str | None
+
+
+class UsageOut(BaseModel):
+    """Tokens of prompt and answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class TimingsOut(BaseModel):
+    """Milliseconds: waiting for the model, getting the adapter, until the first text, until the end."""
+
+    queue_ms: float
+    adapter_ms: float
+    first_token_ms: float
+    total_ms: float
+
+
+class AnswerOut(BaseModel):
+    """An answer."""
+
+    id: str
+    answer: str
+    finish_reason: Literal["stop", "length"]
+    usage: UsageOut
+    timings: TimingsOut
+
+    @classmethod
+    def of(cls, stream: AnswerStream, text: str) -> AnswerOut:
+        """An answer that has ended."""
+        return cls.model_validate(
+            {
+                "id": stream.id,
+                "answer": text,
+                "finish_reason": stream.finish_reason,
+                "usage": {"prompt_tokens": stream.prompt_tokens, "completion_tokens": stream.completion_tokens},
+                "timings": vars(stream.timings),
+            }
+        )
+
+
+class ProblemOut(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[dict[Literal["field", "value", "limit"], str]] = Field(
+        default_factory=list, description="the fields that are wrong"
+    )
+
+
+def _rfc_3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

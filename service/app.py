@@ -1,0 +1,69 @@
+"""The application: routes, the engine behind them, and how errors are answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from perk.errors import PerkError
+from perk.perk_model import PerkModel
+from service.api import documents, operations, questions
+from service.api.observe import Observe
+from service.api.openapi import allowed_methods
+from service.api.problems import ProblemError, as_problem, problem_response
+from service.engine.engine import Engine, load_perk_model
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.settings import Settings
+
+__all__ = ["create_app"]
+
+
+def create_app(settings: Settings, *, load_model: Callable[[Settings], PerkModel] | None = None) -> FastAPI:
+    """An application with an engine of its own, which its lifespan starts and stops.
+
+    Args:
+        settings: of the service.
+        load_model: gives the model, on the thread that will own it; None: the one that the settings name.
+    """
+    metrics = Metrics()
+    engine = Engine(settings, load_model or load_perk_model, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await engine.stop()
+
+    app = FastAPI(
+        title="perk-serve",
+        summary="Documents become adapters; questions are answered from the adapter alone.",
+        lifespan=lifespan,
+        # Another path is another resource, not a redirect that clients follow without their body.
+        redirect_slashes=False,
+    )
+    app.state.engine = engine
+    app.state.settings = settings
+    for error in (ProblemError, PerkError, ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error, _answer_error)
+    app.add_exception_handler(ClientDisconnect, _answer_no_one)
+    app.add_middleware(Observe, metrics=metrics)
+    for module in (operations, documents, questions):
+        app.include_router(module.router)
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        error.headers = {**(error.headers or {}), **allowed_methods(request)}
+    return problem_response(request, as_problem(error))
+
+
+async def _answer_no_one(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)

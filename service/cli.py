@@ -1,0 +1,212 @@
+"""The ``perk`` command: the service itself, and a client of a running one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from service.client import Client, ClientError
+from service.settings import SettingsError, describe_settings, load_settings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="perk",
+    help="Long documents become adapters, and questions are answered from the adapter alone.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+documents_app = typer.Typer(help="List, show or delete documents.")
+bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+app.add_typer(documents_app, name="documents")
+app.add_typer(bench_app, name="bench")
+
+_Server = Annotated[str, typer.Option("--server", envvar="PERK_SERVER", help="Address of the service.")]
+_Key = Annotated[
+    str | None, typer.Option("--key", envvar="PERK_API_KEY", help="Its API key, if it wants one.", show_default=False)
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+_Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the document.")]
+_MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")]
+_Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token each time.")]
+_Checkpoint = Annotated[str, typer.Option(help="Folder of a checkpoint, or the name of a shipped one.")]
+_Tokens = Annotated[int, typer.Option(min=1, help="Length of the document.")]
+
+_DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+@app.command(epilog=f"Settings, from the environment or a .env file:\n\n{describe_settings()}")
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+) -> None:
+    """Run the service until it is told to stop."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        _fail("serve", str(error))
+    # Loads torch and the web framework: no other command needs them.
+    from service.server import serve as run
+
+    raise typer.Exit(run(settings, host, port))
+
+
+@app.command()
+def encode(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Text files in UTF-8.", exists=True)],
+    server: _Server = _DEFAULT_SERVER,
+    key: _Key = None,
+    as_json: _Json = False,
+) -> None:
+    """Encode documents on a running service and wait until they are ready."""
+    documents: list[dict[str, Any]] = []
+    try:
+        with _client("encode", server, key) as client, _progress() as progress:
+            for path in files:
+                document = client.send(_read(path), path.name)
+                bar = progress.add_task(path.name, total=1.0)
+                for newer in client.follow(document["id"]):
+                    progress.update(bar, completed=newer["progress"])
+                    document = newer
+                documents.append(document)
+    finally:
+        # One that is refused takes nothing from those before it.
+        if documents:
+            _print_documents(documents, as_json=as_json)
+    if any(document["status"] == "failed" for document in documents):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ask(
+    document_id: _Id,
+    question: Annotated[str, typer.Argument(help="The question.")],
+    max_tokens: _MaxTokens = 64,
+    temperature: _Temperature = 0.0,
+    server: _Server = _DEFAULT_SERVER,
+    key: _Key = None,
+    as_json: _Json = False,
+) -> None:
+    """Ask a document; the answer is printed as it comes."""
+    with _client("ask", server, key) as client:
+        if as_json:
+            answer = client.ask(document_id, question, max_tokens=max_tokens, temperature=temperature)
+            print(json.dumps(answer, ensure_ascii=False))
+            return
+        for piece in client.ask_streaming(document_id, question, max_tokens=max_tokens, temperature=temperature):
+            print(piece, end="", flush=True)
+        print()
+
+
+@documents_app.callback(invoke_without_command=True)
+def documents(
+    context: typer.Context, server: _Server = _DEFAULT_SERVER, key: _Key = None, as_json: _Json = False
+) -> None:
+    """List, show or delete documents; without a command, list them."""
+    if context.invoked_subcommand is not None:
+        # Ignored, they would send the command to another server than the one named.
+        sources = [context.get_parameter_source(name) for name in context.params]
+        if any(source is not None and source.name == "COMMANDLINE" for source in sources):
+            raise typer.BadParameter(f"give the options after {context.invoked_subcommand!r}")
+    else:
+        with _client("documents", server, key) as client:
+            _print_documents(client.documents(), as_json=as_json)
+
+
+@documents_app.command()
+def show(document_id: _Id, server: _Server = _DEFAULT_SERVER, key: _Key = None) -> None:
+    """Print a document's object as JSON."""
+    with _client("documents show", server, key) as client:
+        print(json.dumps(client.show(document_id), ensure_ascii=False, indent=2))
+
+
+@documents_app.command()
+def delete(document_id: _Id, server: _Server = _DEFAULT_SERVER, key: _Key = None) -> None:
+    """Delete a document: its text and its adapter."""
+    with _client("documents delete", server, key) as client:
+        client.delete(document_id)
+
+
+@app.command()
+def export(
+    document_id: _Id,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.", file_okay=False)],
+    server: _Server = _DEFAULT_SERVER,
+    key: _Key = None,
+) -> None:
+    """Write a document's adapter as a PEFT folder."""
+    with _client("export", server, key) as client:
+        for path in client.export(document_id, folder):
+            print(path)
+
+
+@bench_app.command("encode")
+def bench_encode(tokens: _Tokens = 1024, checkpoint: _Checkpoint = "default", as_json: _Json = False) -> None:
+    """Encode a document, and fine-tune on it with peft, autograd and AdamW in the same run."""
+    from benchmarks.encode import main as run
+
+    run(tokens, checkpoint, as_json)
+
+
+@bench_app.command("ask")
+def bench_ask(checkpoint: _Checkpoint = "default", as_json: _Json = False) -> None:
+    """Ask one question, and eight together."""
+    from benchmarks.ask import main as run
+
+    run(checkpoint, as_json)
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+@contextmanager
+def _client(command: str, server: str, key: str | None) -> Iterator[Client]:
+    try:
+        with Client(server, key) as client:
+            yield client
+    except (ClientError, OSError, UnicodeDecodeError) as error:
+        _fail(command, str(error))
+
+
+def _fail(command: str, reason: str) -> NoReturn:
+    print(f"perk {command}: {reason}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ClientError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def _progress() -> Progress:
+    # On standard error: the output is for programs too.
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+
+
+def _print_documents(documents: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        for document in documents:
+            print(json.dumps(document, ensure_ascii=False))
+        return
+    table = Table("id", "title", "status", "tokens", "seconds")
+    for document in documents:
+        seconds = f"{document['encode']['seconds']:.1f}" if document["encode"] else ""
+        row = (document["id"], document["title"] or "", document["status"], str(document["tokens"]), seconds)
+        table.add_row(*map(Text, row))
+    # Ids are for copying: a pipe, which has no width, must not fold them.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,124 @@
+"""One answer as it comes, with what it cost."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from service.engine.jobs import Question
+from service.metrics import Metrics
+
+__all__ = ["AnswerStream", "Timings"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds.
+
+    Attributes:
+        adapter_ms: to get the adapter.
+        queue_ms: the question waited for the model.
+        first_token_ms: from the question's arrival to the first text of the answer, or its end.
+        total_ms: from the question's arrival to the end of the answer.
+    """
+
+    queue_ms: float
+    adapter_ms: float
+    first_token_ms: float
+    total_ms: float
+
+
+class AnswerStream:
+    """The answer to one question. Close it, however it ends: it then frees its place in the model's batch.
+
+    Attributes:
+        id: of the answer.
+        document_id: of the document asked.
+        finish_reason: ``stop`` or ``length``, once ended.
+        timings: once ended.
+    """
+
+    def __init__(
+        self, document_id: str, question: Question, *, arrived_at: float, asked_at: float, metrics: Metrics
+    ) -> None:
+        """Follow a question that is in the model's queue.
+
+        Args:
+            document_id: of the document asked.
+            question: in the queue.
+            arrived_at: when the request came (`time.monotonic`).
+            asked_at: when the adapter was there and the question was put in the queue.
+            metrics: where it is counted.
+        """
+        self.id = f"ans_{uuid.uuid4().hex}"
+        self.document_id = document_id
+        self.finish_reason: str | None = None
+        self.timings: Timings | None = None
+        self._question = question
+        self._arrived_at = arrived_at
+        self._asked_at = asked_at
+        self._metrics = metrics
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return self._question.prompt_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return self._question.completion_tokens
+
+    def fail(self, error: Exception) -> None:
+        """End the answer with an error for whoever reads it."""
+        self._question.cancel()
+        self._question.send(error)
+
+    def close(self) -> None:
+        """Want no more of it."""
+        self._question.cancel()
+
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """The text of the answer, piece by piece.
+
+        Raises:
+            InvalidInput: the model cannot be asked this.
+            ServiceError: the document was deleted.
+        """
+        outcome = "cancelled"
+        first_at: float | None = None
+        try:
+            while self.finish_reason is None:
+                delta = await self._question.next_delta()
+                first_at = first_at or time.monotonic()
+                if delta.text:
+                    yield delta.text
+                if delta.finish_reason is not None:
+                    self._finish(delta.finish_reason, first_at)
+                    outcome = "answered"
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self._metrics.questions.labels(outcome).inc()
+            self._metrics.answered_tokens.inc(self.completion_tokens)
+            self.close()
+
+    def _finish(self, reason: str, first_at: float) -> None:
+        taken_up_at = self._question.started_at or first_at
+        self.timings = Timings(
+            queue_ms=_milliseconds(taken_up_at - self._asked_at),
+            adapter_ms=_milliseconds(self._asked_at - self._arrived_at),
+            first_token_ms=_milliseconds(first_at - self._arrived_at),
+            total_ms=_milliseconds(time.monotonic() - self._arrived_at),
+        )
+        self._metrics.question_wait_seconds.observe(taken_up_at - self._asked_at)
+        self._metrics.first_token_seconds.observe(first_at - self._arrived_at)
+        self._metrics.ask_seconds.observe(time.monotonic() - self._arrived_at)
+        self.finish_reason = reason
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(1000 * seconds, 3)

@@ -1,0 +1,254 @@
+"""Documents that wait for their adapter, and the one that is being encoded."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import structlog
+
+from perk.errors import PerkError
+from perk.inner_loop import EncodedDocument
+from service.engine.flight import Flight
+from service.engine.jobs import EncodeProgress
+from service.engine.model_thread import ModelThread
+from service.errors import DamagedText, NotReady, QueueFull, StorageFull, StoreError
+from service.logging import describe_error
+from service.metrics import Metrics
+from service.store.protocol import AdapterTier, DocumentStore, Readiness
+from service.store.record import EncodeSummary
+
+__all__ = ["EncodeQueue"]
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+# Before an encode has been measured.
+_FIRST_ENCODE_SECONDS = 10.0
+# Between two attempts to write to a store that cannot be written.
+STORE_PAUSE_SECONDS = 2.0
+# What a client is told to wait lies within these.
+_RETRY_AFTER_SECONDS = (1, 600)
+
+
+class EncodeQueue:
+    """Encodes documents one by one, the oldest first, and keeps their adapters. One event loop owns it.
+
+    Only ids wait here; texts wait in the store.
+    """
+
+    def __init__(
+        self,
+        *,
+        thread: ModelThread,
+        documents: DocumentStore,
+        adapters: AdapterTier,
+        limit: int,
+        adapter_ttl: int | None,
+        metrics: Metrics,
+    ) -> None:
+        """Prepare an empty queue.
+
+        Args:
+            thread: runs the encodes.
+            documents: has the texts, and learns how each encode went.
+            adapters: keeps the results.
+            limit: most documents that may wait.
+            adapter_ttl: seconds an adapter is kept; None: for ever.
+            metrics: where encodes are counted.
+        """
+        self._thread = thread
+        self._documents = documents
+        self._adapters = adapters
+        self._limit = limit
+        self._adapter_ttl = adapter_ttl
+        self._metrics = metrics
+        self._flights: dict[str, Flight] = {}
+        self._waiting: deque[Flight] = deque()
+        self._current: Flight | None = None
+        self._promised = 0
+        self._arrived = asyncio.Event()
+        self._mean_seconds = _FIRST_ENCODE_SECONDS
+        self.closed = False
+        """Whether `run` has ended: documents wait in the store for the next start."""
+        self.store_problem: str | None = None
+        """Why the store cannot be used just now; None while it can."""
+        metrics.waiting.labels("encode").set_function(lambda: len(self._waiting))
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place for a document that is about to be stored.
+
+        Raises:
+            QueueFull: there is none.
+        """
+        if len(self._waiting) + self._promised >= self._limit:
+            raise QueueFull("documents", self._limit, _bounded(self._mean_seconds))
+        self._promised += 1
+        try:
+            yield
+        finally:
+            self._promised -= 1
+
+    def add(self, document_id: str, *, again: bool = False) -> Flight:
+        """Queue a stored document, unless it is on its way already; once the queue is closed, the flight has ended.
+
+        Args:
+            document_id: of the document.
+            again: its adapter is gone and a question waits for it: it goes first.
+        """
+        flight = self._flights.get(document_id)
+        if flight is None:
+            flight = Flight(document_id, again=again)
+            if self.closed:
+                flight.end()
+                return flight
+            self._flights[document_id] = flight
+            if again:
+                self._waiting.appendleft(flight)
+            else:
+                self._waiting.append(flight)
+            self._arrived.set()
+        return flight
+
+    def find(self, document_id: str) -> Flight | None:
+        """The flight that a document is on."""
+        return self._flights.get(document_id)
+
+    @property
+    def running(self) -> int:
+        """Documents whose encode the model has begun: one or none."""
+        return int(self._current is not None and self._current.progress is not None)
+
+    def retry_after(self, document_id: str) -> int:
+        """Seconds after which a document that waits or is being encoded is likely to be ready."""
+        seconds = 0.0
+        if self._current is not None:
+            left = self._current.seconds_left
+            seconds = self._mean_seconds if left is None else left
+        for position, flight in enumerate(self._waiting, start=1):
+            if flight.document_id == document_id:
+                seconds += position * self._mean_seconds
+        return _bounded(seconds)
+
+    def cancel(self, document_id: str) -> None:
+        """Let go of a document that is being deleted; an encode that runs ends with its slice."""
+        flight = self._flights.get(document_id)
+        if flight is None:
+            return
+        if flight.task is None:
+            self._waiting.remove(flight)
+        else:
+            flight.task.cancel()
+        self._end(flight)
+
+    async def run(self) -> None:
+        """Encode whatever is queued, until cancelled. Documents that are not done stay queued in the store."""
+        try:
+            while True:
+                while not self._waiting:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+                self._current = self._waiting.popleft()
+                self._current.task = asyncio.create_task(self._fly(self._current))
+                await asyncio.wait({self._current.task})
+                self._current = None
+        finally:
+            self.closed = True
+            if self._current is not None and self._current.task is not None:
+                self._current.task.cancel()
+                await asyncio.wait({self._current.task})
+            for flight in list(self._flights.values()):
+                self._end(flight)
+
+    async def _fly(self, flight: Flight) -> None:
+        """Encode one document, and let the store know how it went."""
+        structlog.contextvars.bind_contextvars(document_id=flight.document_id)
+        started = time.monotonic()
+        outcome = "cancelled"
+        try:
+            encoded = await self._encode(flight)
+            if encoded is not None:
+                await self._keep(flight.document_id, encoded)
+                self._mean_seconds += 0.3 * (time.monotonic() - started - self._mean_seconds)
+                outcome = "ready"
+        except NotReady:
+            outcome = "handed back"
+        except Exception as error:  # noqa: BLE001 - this document's, whatever it is
+            outcome = "failed"
+            await self._fail(flight.document_id, error)
+        finally:
+            self._metrics.encodes.labels(outcome).inc()
+            _log.info("encode ended", outcome=outcome, seconds=round(time.monotonic() - started, 3))
+            self._end(flight)
+
+    async def _encode(self, flight: Flight) -> EncodedDocument | None:
+        """None where the document has been deleted."""
+        text = await self._persist(lambda: self._documents.text(flight.document_id))
+        if text is None:
+            return None
+        found = await self._thread.call(lambda model: model.document_id(text))
+        if found != flight.document_id:
+            raise DamagedText(flight.document_id)
+        loop = asyncio.get_running_loop()
+
+        def report(progress: EncodeProgress) -> None:
+            loop.call_soon_threadsafe(flight.update, progress)
+
+        (encoded,) = await self._thread.encode([text], report)
+        return encoded
+
+    async def _keep(self, document_id: str, encoded: EncodedDocument) -> None:
+        await self._persist(lambda: self._adapters.put(document_id, encoded.adapter))
+        now = time.time()
+        readiness = Readiness(
+            tokens=encoded.tokens,
+            segments=encoded.segments,
+            ready_at=now,
+            expires_at=None if self._adapter_ttl is None else now + self._adapter_ttl,
+            encode=EncodeSummary(encoded.seconds, encoded.steps, encoded.loss_before, encoded.loss_after),
+        )
+        await self._persist(lambda: self._documents.mark_ready(document_id, readiness))
+        self._metrics.encode_seconds.observe(encoded.seconds)
+        self._metrics.encoded_tokens.inc(encoded.tokens)
+        self._metrics.loss_before.observe(encoded.loss_before)
+        self._metrics.loss_after.observe(encoded.loss_after)
+
+    async def _fail(self, document_id: str, error: Exception) -> None:
+        told = isinstance(error, PerkError | DamagedText)
+        reason = str(error) if told else f"internal error: {type(error).__name__}"
+        _log.error("encode failed", **describe_error(error))
+        await self._persist(lambda: self._documents.mark_failed(document_id, reason))
+
+    async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Use the store, again and again while it fails: nothing that has been computed is lost to a full disk."""
+        while True:
+            try:
+                result = await operation()
+            except DamagedText:
+                raise
+            except StoreError as error:
+                self.store_problem = str(error)
+                self._metrics.store_errors.labels("full" if isinstance(error, StorageFull) else "other").inc()
+                _log.error("store unavailable", problem=str(error))
+                await asyncio.sleep(STORE_PAUSE_SECONDS)
+            else:
+                self.store_problem = None
+                return result
+
+    def _end(self, flight: Flight) -> None:
+        # Deleted and sent again meanwhile, the document may be on another flight.
+        if self._flights.get(flight.document_id) is flight:
+            del self._flights[flight.document_id]
+        flight.end()
+
+
+def _bounded(seconds: float) -> int:
+    shortest, longest = _RETRY_AFTER_SECONDS
+    return min(max(math.ceil(seconds), shortest), longest)

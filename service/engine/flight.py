@@ -1,0 +1,63 @@
+"""One document on its way to its adapter. All who want it wait for the same flight."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from service.engine.jobs import EncodeProgress
+
+__all__ = ["Flight"]
+
+
+class Flight:
+    """The encode of one document, from the queue to the kept adapter. One event loop owns it.
+
+    Attributes:
+        document_id: of the document.
+        again: it had an adapter before, which is gone: questions wait for it instead of being turned away.
+        progress: None until the model has begun.
+        task: runs it, once its turn has come.
+    """
+
+    def __init__(self, document_id: str, *, again: bool) -> None:
+        self.document_id = document_id
+        self.again = again
+        self.progress: EncodeProgress | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._begun_at = 0.0
+        self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    def update(self, progress: EncodeProgress) -> None:
+        """Tell all who wait how far it is."""
+        if self.progress is None:
+            self._begun_at = time.monotonic()
+        self.progress = progress
+        self._notify()
+
+    def end(self) -> None:
+        """Tell all who wait that it is over: the store knows how it went."""
+        self._ended.set()
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Wait for more progress, or the end."""
+        if not self._ended.is_set():
+            await self._changed.wait()
+
+    async def ended(self) -> None:
+        """Wait for the end."""
+        await self._ended.wait()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate from the slices done so far; None before the model has begun."""
+        if self.progress is None or self.progress.done == 0:
+            return None
+        spent = time.monotonic() - self._begun_at
+        return spent * (1 - self.progress.done) / self.progress.done

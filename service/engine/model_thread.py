@@ -1,0 +1,166 @@
+"""The one thread that owns the model. All others hand it jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TypeVar
+
+from perk.answer import AnswerRequest
+from perk.inner_loop import EncodedDocument
+from perk.perk_model import PerkModel
+from service.engine.jobs import AnswerRound, CallJob, EncodeJob, EncodeProgress, Job, Question
+from service.engine.scheduler import Scheduler
+from service.errors import NotReady, QueueFull
+from service.metrics import Metrics
+
+__all__ = ["ModelThread"]
+
+T = TypeVar("T")
+
+# Of a round of questions; a guess until one has been measured.
+_FIRST_ROUND_SECONDS = 2.0
+
+
+class ModelThread:
+    """Runs jobs slice by slice. Its methods may be called from any thread."""
+
+    def __init__(self, *, memory_budget: int, question_limit: int, metrics: Metrics) -> None:
+        """Prepare the thread.
+
+        Args:
+            memory_budget: bytes for the activations of an encode.
+            question_limit: most questions that may wait.
+            metrics: where slices are counted.
+        """
+        self._memory_budget = memory_budget
+        self._question_limit = question_limit
+        self._metrics = metrics
+        self._scheduler = Scheduler()
+        self._round_seconds = _FIRST_ROUND_SECONDS
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._loaded = False
+        self._thread: threading.Thread | None = None
+        metrics.waiting.labels("question").set_function(self._waiting_questions)
+
+    async def start(self, load: Callable[[], PerkModel]) -> PerkModel:
+        """Load the model on the thread.
+
+        Returns:
+            The model, of which other threads may read what never changes: its names and its fingerprint.
+
+        Raises:
+            PerkError: as `load` does.
+        """
+        loaded: Future[PerkModel] = Future()
+        self._thread = threading.Thread(target=self._run, args=(load, loaded), name="perk-model", daemon=True)
+        self._thread.start()
+        return await asyncio.wrap_future(loaded)
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are being run."""
+        return self._thread is not None and self._thread.is_alive() and not self._stopping
+
+    async def call(self, function: Callable[[PerkModel], T]) -> T:
+        """Make a short call with the model, between two slices."""
+        future: Future[T] = Future()
+        with self._accepting():
+            self._scheduler.add_call(CallJob(function, future))
+        return await asyncio.wrap_future(future)
+
+    async def encode(self, texts: Sequence[str], report: Callable[[EncodeProgress], None]) -> list[EncodedDocument]:
+        """Encode documents; cancelling the caller ends the encode at its next slice.
+
+        Args:
+            texts: D normalised documents.
+            report: called on the model thread after each slice.
+
+        Raises:
+            NotReady: the thread stops before the end.
+        """
+        future: Future[list[EncodedDocument]] = Future()
+        job = EncodeJob(texts, memory_budget=self._memory_budget, report=report, future=future)
+        with self._accepting():
+            self._scheduler.add_encode(job)
+        return await asyncio.wrap_future(future)
+
+    def ask(self, request: AnswerRequest) -> Question:
+        """Put a question in the queue.
+
+        Raises:
+            QueueFull: too many wait already.
+        """
+        question = Question(request, asyncio.get_running_loop())
+        with self._accepting():
+            if self._scheduler.waiting_questions >= self._question_limit:
+                raise QueueFull("questions", self._question_limit, math.ceil(self._round_seconds))
+            self._scheduler.add_question(question)
+        return question
+
+    async def stop(self, grace: float) -> None:
+        """Take no more jobs, end encodes after the running slice, answer the questions that are there, then end.
+
+        Args:
+            grace: seconds after which questions that have no whole answer yet end with `NotReady`.
+        """
+        with self._changed:
+            self._stopping = True
+            self._scheduler.abandon_encodes()
+            self._changed.notify()
+        # A thread that is still loading cannot be interrupted: as a daemon it ends with the process.
+        if self._thread is None or not self._loaded:
+            return
+        await asyncio.to_thread(self._thread.join, grace)
+        if self._thread.is_alive():
+            with self._changed:
+                self._scheduler.abandon_questions()
+            await asyncio.to_thread(self._thread.join)
+
+    @contextmanager
+    def _accepting(self) -> Iterator[None]:
+        """Adds a job under the lock, and wakes the thread."""
+        with self._changed:
+            if not self.alive:
+                if self._stopping:
+                    raise NotReady("stopping", "the service is stopping")
+                raise NotReady("failed", "the model is not running")
+            yield
+            self._changed.notify()
+
+    def _run(self, load: Callable[[], PerkModel], loaded: Future[PerkModel]) -> None:
+        if not loaded.set_running_or_notify_cancel():
+            return
+        try:
+            model = load()
+        except Exception as error:  # noqa: BLE001 - told to whoever started the thread
+            loaded.set_exception(error)
+            return
+        self._loaded = True
+        loaded.set_result(model)
+        while (job := self._next_job()) is not None:
+            started = time.monotonic()
+            job.advance(model)
+            ended = time.monotonic()
+            self._metrics.slice_seconds.labels(job.kind).observe(ended - started)
+            with self._changed:
+                self._scheduler.note(job, ended - started)
+            if isinstance(job, AnswerRound) and job.done:
+                self._round_seconds = ended - job.created_at
+
+    def _next_job(self) -> Job | None:
+        """Wait for something to do; None at the end."""
+        with self._changed:
+            while (job := self._scheduler.next_job()) is None and not self._stopping:
+                self._changed.wait()
+            return job
+
+    def _waiting_questions(self) -> int:
+        with self._changed:
+            return self._scheduler.waiting_questions

@@ -1,0 +1,78 @@
+"""Asks the model about documents."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from dataclasses import dataclass, replace
+
+from perk.answer import AnswerRequest
+from service.engine.answer_stream import AnswerStream
+from service.engine.documents import Documents
+from service.engine.model_thread import ModelThread
+from service.errors import DocumentNotFound
+from service.metrics import Metrics
+
+__all__ = ["AnswerOptions", "Questions"]
+
+# Below, sampling takes the likeliest token anyway, and dividing by it leaves the range of float32.
+_LEAST_TEMPERATURE = 1e-3
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How to decode an answer; as in `AnswerRequest`."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+
+
+class Questions:
+    """Questions of all documents. One event loop owns it."""
+
+    def __init__(self, *, thread: ModelThread, documents: Documents, metrics: Metrics) -> None:
+        """Put the parts together.
+
+        Args:
+            thread: runs the model.
+            documents: have the adapters.
+            metrics: where questions are counted.
+        """
+        self._thread = thread
+        self._documents = documents
+        self._metrics = metrics
+        self._open: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
+
+    async def ask(self, document_id: str, question: str, options: AnswerOptions) -> AnswerStream:
+        """Put a question in the queue, with the adapter of its document.
+
+        Raises:
+            InvalidInput: it cannot be asked.
+            ServiceError: as `Documents.adapter`.
+            QueueFull: too many questions wait.
+        """
+        arrived_at = time.monotonic()
+        # A bad question is told at once, not when the document is ready.
+        request = AnswerRequest(
+            question=question,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature if options.temperature >= _LEAST_TEMPERATURE else 0.0,
+            top_p=options.top_p,
+            seed=options.seed,
+            stop=options.stop,
+        )
+        adapter = await self._documents.adapter(document_id)
+        asked_at = time.monotonic()
+        queued = self._thread.ask(replace(request, adapter=adapter))
+        stream = AnswerStream(document_id, queued, arrived_at=arrived_at, asked_at=asked_at, metrics=self._metrics)
+        self._open.add(stream)
+        return stream
+
+    def end_all(self, document_id: str) -> None:
+        """End the answers from a document that has been deleted."""
+        for stream in list(self._open):
+            if stream.document_id == document_id:
+                stream.fail(DocumentNotFound(document_id))

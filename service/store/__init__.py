@@ -1,0 +1,1 @@
+"""Where documents and adapters are kept: one protocol, several tiers."""

@@ -1,0 +1,29 @@
+"""The benchmarks' document has exactly the tokens asked for, and is the same in every run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.document import generate_document
+from perk.errors import InvalidInput
+from perk.perk_model import PerkModel
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> PerkModel:
+    return PerkModel.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 100, 513, 2000])
+def test_a_document_has_exactly_the_tokens_asked_for(model: PerkModel, tokens: int) -> None:
+    text = generate_document(model, tokens)
+
+    assert model.start_encoding([text]).tokens == [tokens]
+    assert text == generate_document(model, tokens)
+
+
+def test_a_document_without_tokens_is_refused(model: PerkModel) -> None:
+    with pytest.raises(InvalidInput, match="tokens: got 0, expected at least 1"):
+        generate_document(model, 0)
