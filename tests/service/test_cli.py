@@ -1,0 +1,177 @@
+"""The `perk` command against a running service."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from service.cli import app
+
+Perk = Callable[..., Result]
+
+
+@pytest.fixture
+def perk(service: Any, monkeypatch: pytest.MonkeyPatch) -> Perk:
+    """Runs the command with the service as its server."""
+    monkeypatch.setenv("PERK_SERVER", service.address)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def files(tmp_path: Path, story: str) -> list[Path]:
+    """Two text files."""
+    paths = [tmp_path / "story.txt", tmp_path / "register.txt"]
+    paths[0].write_text(story)
+    paths[1].write_text("Student <3109998>, Name: Ada Young, Grade: 72")
+    return paths
+
+
+def test_encode_prints_one_object_a_line(perk: Perk, files: list[Path]) -> None:
+    result = perk("encode", *files, "--json")
+
+    assert result.exit_code == 0, result.output
+    documents = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [document["title"] for document in documents] == ["story.txt", "register.txt"]
+    assert [document["status"] for document in documents] == ["ready", "ready"]
+
+
+def test_encode_prints_a_table_for_people(perk: Perk, files: list[Path]) -> None:
+    result = perk("encode", *files)
+
+    assert result.exit_code == 0
+    assert "story.txt" in result.stdout
+    assert "doc_" in result.stdout
+    assert result.stdout.count("ready") == 2
+
+
+def test_ask_prints_the_answer(perk: Perk, service: Any, story: str) -> None:
+    document = service.encode(story)
+
+    streamed = perk("ask", document["id"], "Where is Mary?", "--max-tokens", 9)
+    whole = perk("ask", document["id"], "Where is Mary?", "--max-tokens", 9, "--json")
+
+    answer = json.loads(whole.stdout)
+    assert streamed.stdout == f"{answer['answer']}\n"
+    assert answer["usage"]["completion_tokens"] == 9
+
+
+def test_documents_are_listed_shown_and_deleted(perk: Perk, service: Any) -> None:
+    document = service.encode("A document for the command line.")
+
+    listed = [json.loads(line) for line in perk("documents", "--json").stdout.splitlines()]
+    assert document in listed
+    assert document["id"] in perk("documents").stdout
+    assert json.loads(perk("documents", "show", document["id"]).stdout) == document
+    assert perk("documents", "delete", document["id"]).exit_code == 0
+    gone = perk("documents", "show", document["id"])
+    assert gone.exit_code == 1
+    assert f"there is no document {document['id']}" in gone.stderr
+
+
+def test_export_writes_a_peft_folder(perk: Perk, service: Any, story: str, tmp_path: Path) -> None:
+    document = service.encode(story)
+    folder = tmp_path / "new" / "adapter"
+
+    result = perk("export", document["id"], folder)
+
+    assert result.exit_code == 0
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert all(Path(line).is_file() for line in result.stdout.splitlines())
+    assert load_file(folder / "adapter_model.safetensors")
+
+
+def test_what_the_service_refuses_is_said_in_its_own_words(
+    perk: Perk, service: Any, story: str, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" ")
+    document = service.encode(story)
+
+    for result in (perk("encode", empty), perk("ask", document["id"], " ")):
+        assert result.exit_code == 1
+        assert "expected at least one visible character" in result.stderr
+
+
+def test_a_file_that_is_not_utf_8_is_named(perk: Perk, tmp_path: Path) -> None:
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("Käthe".encode("latin-1"))
+
+    result = perk("encode", latin)
+
+    assert result.exit_code == 1
+    assert "latin.txt: not UTF-8 at byte 1" in result.stderr
+
+
+def test_a_document_that_fails_fails_the_command(
+    perk: Perk, files: list[Path], service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.client.delete(f"/documents/{service.encode(files[0].read_text())['id']}")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("perk.perk_model.PerkModel.start_encoding", fail)
+    result = perk("encode", files[0], "--json")
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["status"] == "failed"
+    monkeypatch.undo()
+    service.encode(files[0].read_text())
+
+
+def test_no_server_is_an_error_and_no_traceback() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for server in (f"http://127.0.0.1:{port}", "nonsense"):
+        result = CliRunner().invoke(app, ["documents", "--server", server])
+        assert result.exit_code == 1
+        assert f"{server} does not answer" in result.stderr
+        assert "Traceback" not in result.output
+
+
+def test_a_key_goes_with_every_command(start_service: Callable[..., Any]) -> None:
+    service = start_service(api_keys=["the-key"]).until_ready()
+
+    without = CliRunner().invoke(app, ["documents", "--server", service.address])
+    with_key = CliRunner().invoke(app, ["documents", "--server", service.address, "--key", "the-key"])
+
+    assert without.exit_code == 1
+    assert "API key" in without.stderr
+    assert with_key.exit_code == 0
+
+
+def test_serve_names_its_settings() -> None:
+    printed = CliRunner().invoke(app, ["serve", "--help"]).output
+
+    for name in ("PERK_CHECKPOINT", "PERK_DATA_DIR", "PERK_API_KEYS", "PERK_MEMORY_BUDGET"):
+        assert name in printed
+
+
+def test_serve_does_not_start_with_a_bad_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERK_QUEUE_LIMIT", "none")
+
+    result = CliRunner().invoke(app, ["serve"])
+
+    assert result.exit_code == 1
+    assert "PERK_QUEUE_LIMIT: got 'none'" in result.stderr
+
+
+def test_bench_runs_the_benchmarks(tiny_checkpoint: Path) -> None:
+    encode = CliRunner().invoke(
+        app, ["bench", "encode", "--tokens", "64", "--checkpoint", str(tiny_checkpoint), "--json"]
+    )
+    ask = CliRunner().invoke(app, ["bench", "ask", "--checkpoint", str(tiny_checkpoint), "--json"])
+
+    assert encode.exit_code == 0, encode.output
+    assert {"tokens", "encode_seconds", "peft_seconds", "ratio", "gemm_fraction", "peak_mb"} <= set(
+        json.loads(encode.stdout)
+    )
+    assert ask.exit_code == 0, ask.output
+    assert json.loads(ask.stdout)

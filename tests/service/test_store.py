@@ -1,0 +1,444 @@
+"""The tiers: what is kept comes back whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from service.errors import DamagedText, StorageFull, StoreError
+from service.metrics import Metrics
+from service.store.disk import DataDirectory, DiskStore
+from service.store.memory import MemoryTier
+from service.store.protocol import Place, Readiness
+from service.store.record import DocumentRecord, EncodeSummary
+
+_SIZE = 1000
+_FINGERPRINT = "f" * 64
+_SUMMARY = EncodeSummary(seconds=1.5, steps=4, loss_before=3.0, loss_after=2.0)
+
+
+def _record(number: int = 0, **changes: Any) -> DocumentRecord:
+    record = DocumentRecord(
+        id=f"doc_{number:032x}",
+        fingerprint=_FINGERPRINT,
+        status="queued",
+        title="a title",
+        metadata={"shelf": [1, None, "α"]},
+        bytes=4,
+        tokens=2,
+        created_at=100.0 + number,
+    )
+    return replace(record, **changes)
+
+
+class Opened:
+    """A disk store that can be closed and opened again, as by a restart."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = Metrics()
+        self.store = self._open(_FINGERPRINT)
+
+    def _open(self, fingerprint: str, size: int = _SIZE) -> DiskStore:
+        self.directory = DataDirectory(self.path)
+        return DiskStore(self.directory, fingerprint=fingerprint, adapter_size=size, metrics=self.metrics)
+
+    def close(self) -> None:
+        self.store.close()
+        self.directory.close()
+
+    def reopen(self, fingerprint: str = _FINGERPRINT, size: int = _SIZE) -> DiskStore:
+        self.close()
+        self.store = self._open(fingerprint, size)
+        return self.store
+
+    def file(self, number: int = 0) -> Path:
+        return self.path / "adapters" / f"doc_{number:032x}.safetensors"
+
+    def dropped(self, reason: str) -> float:
+        return self.metrics.registry.get_sample_value("perk_adapters_dropped_total", {"reason": reason}) or 0.0
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    opened = Opened(tmp_path / "data")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def adapter() -> Tensor:
+    return torch.randn(_SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def test_records_and_texts_survive_a_restart(opened: Opened) -> None:
+    async def write(store: DiskStore) -> None:
+        assert await store.add(_record(1), "text one α") == (_record(1), True)
+        await store.add(_record(2), "text two")
+        await store.add(_record(3), "text three")
+        await store.mark_ready(_record(2).id, Readiness(3, 1, 200.0, 300.0, _SUMMARY))
+        await store.mark_failed(_record(3).id, "for a reason")
+
+    async def read(store: DiskStore) -> None:
+        assert await store.find(_record(1).id) == _record(1)
+        assert await store.text(_record(1).id) == "text one α"
+        ready = _record(2, status="ready", tokens=3, segments=1, ready_at=200.0, expires_at=300.0, encode=_SUMMARY)
+        failed = _record(3, status="failed", error="for a reason")
+        assert await store.page(10, None) == [failed, ready, _record(1)]
+        assert await store.page(10, Place(failed.created_at, failed.id)) == [ready, _record(1)]
+        assert await store.queued() == [_record(1).id]
+        assert await store.counts() == {"queued": 1, "ready": 1, "failed": 1}
+        await store.mark_queued(ready.id)
+        assert await store.find(ready.id) == _record(2, tokens=3)
+
+    asyncio.run(write(opened.store))
+    asyncio.run(read(opened.reopen()))
+
+
+def test_a_document_is_kept_once(opened: Opened) -> None:
+    async def scenario(store: DiskStore) -> None:
+        await store.add(_record(), "text")
+        again = _record(title="another", created_at=999.0)
+        assert await store.add(again, "text") == (_record(), False)
+
+    asyncio.run(scenario(opened.store))
+
+
+def test_a_failed_document_is_queued_again_with_the_text_just_sent(opened: Opened) -> None:
+    async def scenario(store: DiskStore) -> None:
+        await store.add(_record(), "text")
+        with sqlite3.connect(opened.path / "documents.sqlite") as index:
+            index.execute("UPDATE texts SET compressed = x'00'")
+        with pytest.raises(DamagedText):
+            await store.text(_record().id)
+        await store.mark_failed(_record().id, "damaged")
+
+        kept, is_new = await store.add(_record(), "text")
+
+        assert (kept.status, kept.error, is_new) == ("queued", None, False)
+        assert await store.text(_record().id) == "text"
+
+    asyncio.run(scenario(opened.store))
+
+
+def test_what_is_deleted_leaves_no_trace_in_any_file(opened: Opened) -> None:
+    # Random, so that compression keeps it recognisable.
+    text = "".join(chr(33 + int(value)) for value in torch.randint(90, (3000,)))
+    needle = zlib.compress(text.encode())[20:60]
+
+    async def scenario(store: DiskStore) -> None:
+        await store.add(_record(), text)
+        await store.put(_record().id, torch.zeros(_SIZE))
+        assert any(needle in path.read_bytes() for path in opened.path.iterdir() if path.is_file())
+
+        assert await store.delete(_record().id)
+
+        assert not await store.delete(_record().id)
+        assert await store.find(_record().id) is None
+        assert await store.text(_record().id) is None
+        assert await store.get(_record().id) is None
+
+    asyncio.run(scenario(opened.store))
+    assert not any(needle in path.read_bytes() for path in opened.path.iterdir() if path.is_file())
+    assert not opened.file().exists()
+
+
+def test_an_adapter_comes_back_bit_for_bit(opened: Opened, adapter: Tensor) -> None:
+    async def write(store: DiskStore) -> None:
+        await store.add(_record(), "text")
+        await store.put(_record().id, adapter)
+
+    async def read(store: DiskStore) -> Tensor | None:
+        return await store.get(_record().id)
+
+    asyncio.run(write(opened.store))
+    assert torch.equal(asyncio.run(read(opened.reopen())), adapter)
+    assert torch.equal(load_file(opened.file())["adapter"], adapter), "the file is plain safetensors"
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_flip, "checksum"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-4]), "checksum"),
+        (lambda path: path.write_bytes(b""), "checksum"),
+        (lambda path: save_file({"adapter": torch.zeros(_SIZE)}, path), "checksum"),
+        (Path.unlink, "missing"),
+    ],
+    ids=["flipped bit", "cut short", "empty", "another", "missing"],
+)
+def test_a_damaged_adapter_is_dropped_and_counted(
+    opened: Opened, adapter: Tensor, damage: Callable[[Path], None], reason: str
+) -> None:
+    async def scenario(store: DiskStore) -> None:
+        await store.add(_record(), "text")
+        await store.put(_record().id, adapter)
+        damage(opened.file())
+
+        assert await store.get(_record().id) is None
+        assert opened.dropped(reason) == 1
+        assert not opened.file().exists()
+        assert await store.get(_record().id) is None, "once dropped, it is simply not there"
+        assert opened.dropped(reason) == 1
+        assert await store.text(_record().id) == "text"
+
+        await store.put(_record().id, adapter)
+        assert torch.equal(await store.get(_record().id), adapter)
+
+    asyncio.run(scenario(opened.store))
+
+
+def test_an_adapter_of_another_size_is_not_used(opened: Opened, adapter: Tensor) -> None:
+    async def write(store: DiskStore) -> None:
+        await store.add(_record(), "text")
+        await store.put(_record().id, adapter)
+
+    asyncio.run(write(opened.store))
+    assert asyncio.run(opened.reopen(size=_SIZE + 1).get(_record().id)) is None
+    assert opened.dropped("shape") == 1
+
+
+def test_documents_of_another_configuration_lie_unseen_until_it_comes_back(opened: Opened) -> None:
+    async def scenario(store: DiskStore) -> None:
+        assert await store.find(_record().id) is None
+        assert await store.page(10, None) == []
+        assert await store.queued() == []
+        assert await store.counts() == {}
+
+    asyncio.run(opened.store.add(_record(), "text"))
+    asyncio.run(scenario(opened.reopen("e" * 64)))
+    assert asyncio.run(opened.reopen().queued()) == [_record().id]
+
+
+def test_an_adapter_that_arrives_after_its_document_was_deleted_is_not_kept(opened: Opened, adapter: Tensor) -> None:
+    asyncio.run(opened.store.put(_record().id, adapter))
+
+    assert list((opened.path / "adapters").iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_written_is_removed_at_the_next_start(opened: Opened, adapter: Tensor) -> None:
+    async def write(store: DiskStore) -> None:
+        await store.add(_record(), "text")
+        await store.put(_record().id, adapter)
+
+    asyncio.run(write(opened.store))
+    half = opened.path / "adapters" / f"{_record(1).id}.abc.partial"
+    half.write_bytes(b"half")
+    opened.file(2).write_bytes(b"of a document that is in no index")
+
+    opened.reopen()
+
+    assert list((opened.path / "adapters").iterdir()) == [opened.file()]
+
+
+def test_expired_adapters_are_found(opened: Opened, adapter: Tensor) -> None:
+    async def scenario(store: DiskStore) -> None:
+        for number, expires_at in enumerate([150.0, 250.0, None]):
+            await store.add(_record(number), "text")
+            await store.put(_record(number).id, adapter)
+            await store.mark_ready(_record(number).id, Readiness(2, 1, 100.0, expires_at, _SUMMARY))
+
+        assert await store.expired(now=200.0) == [_record(0).id]
+        await store.drop(_record(0).id, "expired")
+        assert await store.expired(now=200.0) == []
+        assert opened.dropped("expired") == 1
+
+    asyncio.run(scenario(opened.store))
+
+
+def test_on_a_full_disk_an_adapter_is_refused_and_the_old_one_stays(
+    opened: Opened, adapter: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(store: DiskStore) -> None:
+        await store.add(_record(), "text")
+        await store.put(_record().id, adapter)
+
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(StorageFull):
+            await store.put(_record().id, torch.zeros(_SIZE))
+
+        assert torch.equal(await store.get(_record().id), adapter)
+
+    asyncio.run(scenario(opened.store))
+    assert [path.suffix for path in (opened.path / "adapters").iterdir()] == [".safetensors"]
+
+
+def test_on_a_full_disk_a_document_is_refused_and_nothing_of_it_stays(opened: Opened) -> None:
+    async def scenario(store: DiskStore) -> None:
+        connection = store._index._connection
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        text = "".join(chr(33 + int(value)) for value in torch.randint(90, (30_000,)))
+
+        with pytest.raises(StorageFull):
+            await store.add(_record(), text)
+        assert await store.find(_record().id) is None
+
+        connection.execute("PRAGMA max_page_count = 1000000")
+        _, is_new = await store.add(_record(), text)
+        assert is_new
+        assert await store.text(_record().id) == text
+
+    asyncio.run(scenario(opened.store))
+
+
+def test_a_damaged_index_stops_the_start(opened: Opened) -> None:
+    asyncio.run(opened.store.add(_record(), "text" * 1000))
+    opened.close()
+    path = opened.path / "documents.sqlite"
+    path.write_bytes(b"no database" * 1000)
+    try:
+        with pytest.raises(StoreError, match=r"documents\.sqlite"):
+            opened._open(_FINGERPRINT)
+    finally:
+        path.unlink()
+        opened.directory.close()
+        opened.store = opened._open(_FINGERPRINT)
+
+
+def test_an_index_of_a_later_release_stops_the_start(opened: Opened) -> None:
+    with sqlite3.connect(opened.path / "documents.sqlite") as index:
+        index.execute("PRAGMA user_version = 99")
+
+    opened.close()
+    with pytest.raises(StoreError, match="format 99"):
+        opened._open(_FINGERPRINT)
+    opened.directory.close()
+    with sqlite3.connect(opened.path / "documents.sqlite") as index:
+        index.execute("PRAGMA user_version = 1")
+    opened.store = opened._open(_FINGERPRINT)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(StoreError, match="PERK_DATA_DIR"):
+        DataDirectory(tmp_path / "file")
+
+
+class CountingTier:
+    """A tier that counts reads, and can be made to wait."""
+
+    def __init__(self, adapters: dict[str, Tensor]) -> None:
+        self.adapters = adapters
+        self.reads = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def get(self, document_id: str) -> Tensor | None:
+        self.reads += 1
+        adapter = self.adapters.get(document_id)
+        await self.gate.wait()
+        return adapter
+
+    async def put(self, document_id: str, adapter: Tensor) -> None:
+        self.adapters[document_id] = adapter
+
+    async def drop(self, document_id: str, reason: str) -> None:
+        assert reason
+        self.adapters.pop(document_id, None)
+
+
+def _memory(below: CountingTier, room_for: int) -> tuple[MemoryTier, Callable[[str], float]]:
+    metrics = Metrics()
+    tier = MemoryTier(below, budget=room_for * 4 * _SIZE, metrics=metrics)
+    return tier, lambda name: metrics.registry.get_sample_value(name) or 0.0
+
+
+def test_memory_holds_the_adapters_used_last() -> None:
+    async def scenario() -> None:
+        below = CountingTier({name: torch.full((_SIZE,), float(index)) for index, name in enumerate("abc")})
+        tier, value = _memory(below, room_for=2)
+        for name in "abac":
+            assert torch.equal(await tier.get(name), below.adapters[name])
+        assert below.reads == 3
+        assert value("perk_memory_tier_bytes") == 2 * 4 * _SIZE
+        assert value("perk_memory_tier_evictions_total") == 1
+
+        await tier.get("a")
+        assert below.reads == 3, "used twice, a has stayed"
+        await tier.get("b")
+        assert below.reads == 4, "and b has gone"
+
+    asyncio.run(scenario())
+
+
+def test_an_adapter_larger_than_the_budget_is_read_each_time() -> None:
+    async def scenario() -> None:
+        below = CountingTier({"a": torch.zeros(_SIZE)})
+        tier, value = _memory(below, room_for=0)
+        assert await tier.get("a") is not None
+        assert await tier.get("a") is not None
+        assert below.reads == 2
+        assert value("perk_memory_tier_bytes") == 0
+
+    asyncio.run(scenario())
+
+
+def test_what_is_written_is_kept_below_and_at_hand() -> None:
+    async def scenario() -> None:
+        below = CountingTier({})
+        tier, _ = _memory(below, room_for=2)
+        await tier.put("a", torch.ones(_SIZE))
+        assert "a" in below.adapters
+        assert await tier.get("a") is not None
+        assert below.reads == 0
+        await tier.drop("a", "expired")
+        assert await tier.get("a") is None
+        assert "a" not in below.adapters
+
+    asyncio.run(scenario())
+
+
+def test_questions_that_miss_the_same_adapter_read_it_once() -> None:
+    async def scenario() -> None:
+        below = CountingTier({"a": torch.ones(_SIZE)})
+        below.gate.clear()
+        tier, _ = _memory(below, room_for=2)
+        reads = [asyncio.create_task(tier.get("a")) for _ in range(5)]
+        await asyncio.sleep(0)
+        reads[0].cancel()
+        below.gate.set()
+        found = await asyncio.gather(*reads, return_exceptions=True)
+        assert below.reads == 1
+        assert isinstance(found[0], asyncio.CancelledError)
+        assert all(torch.is_tensor(adapter) for adapter in found[1:]), "a client that goes does not end the read"
+
+    asyncio.run(scenario())
+
+
+def test_an_adapter_forgotten_while_it_is_read_is_not_held() -> None:
+    async def scenario() -> None:
+        below = CountingTier({"a": torch.ones(_SIZE)})
+        below.gate.clear()
+        tier, value = _memory(below, room_for=2)
+        read = asyncio.create_task(tier.get("a"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        tier.forget("a")
+        below.gate.set()
+        await read
+        assert value("perk_memory_tier_bytes") == 0
+
+    asyncio.run(scenario())
