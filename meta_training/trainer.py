@@ -189,7 +189,10 @@ class Trainer:
             prefix = f"optimiser.{index}."
             state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             if state:
-                self._optimiser.state[parameter] = state
+                # AdamW counts its steps on the CPU; its moments lie beside the parameter.
+                self._optimiser.state[parameter] = {
+                    name: t if name == "step" else t.to(parameter.device) for name, t in state.items()
+                }
         metadata = _metadata(path)
         self.step = int(metadata["step"])
         self._seconds = float(metadata["seconds"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,10 +45,12 @@ class AnswerRequest:
             raise InvalidInput("question", "no visible character", "at least one visible character")
         if self.max_tokens < 1:
             raise InvalidInput("max_tokens", str(self.max_tokens), "at least 1")
-        if self.temperature < 0:
-            raise InvalidInput("temperature", str(self.temperature), "at least 0")
+        if not 0 <= self.temperature < math.inf:
+            raise InvalidInput("temperature", str(self.temperature), "a finite number, at least 0")
         if not 0 < self.top_p <= 1:
             raise InvalidInput("top_p", str(self.top_p), "above 0, at most 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InvalidInput("seed", str(self.seed), "0 to 2^63 - 1")
         if any(not text for text in self.stop):
             raise InvalidInput("stop", "an empty string", "texts of at least one character")
 
@@ -89,7 +92,9 @@ class _Row:
         """Next token from logits ``[V]``."""
         if self.request.temperature == 0:
             return int(logits.argmax())
-        probabilities = (logits.float().cpu() / self.request.temperature).softmax(-1)
+        # From the largest down, so that no temperature is too small to divide by.
+        below = logits.double().cpu() - logits.max().item()
+        probabilities = (below / self.request.temperature).softmax(-1)
         if self.request.top_p < 1:
             ordered, order = probabilities.sort(descending=True)
             outside = ordered.cumsum(-1) - ordered >= self.request.top_p
@@ -221,4 +226,6 @@ def _held_back(text: str, stops: tuple[str, ...]) -> str:
         for size in range(1, min(len(stop), len(text) + 1)):
             if text.endswith(stop[:size]):
                 longest = max(longest, size)
-    return text[len(text) - longest :]
+    # White space before it too: it is not part of the answer if the stop text comes true.
+    kept = text[: len(text) - longest].rstrip()
+    return text[len(kept) :]

@@ -53,7 +53,7 @@ def make_micro_batches(documents: Sequence[Sequence[Segment]], *, token_limit: i
         document, however they are cut.
     """
     ordered = [sorted(segments, key=lambda segment: -len(segment.ids)) for segments in documents]
-    loss_tokens = [sum(len(s.ids) - s.prefix_tokens for s in segments) for segments in documents]
+    loss_tokens = [sum(s.loss_tokens for s in segments) for segments in documents]
     slots = max(len(segments) for segments in ordered)
     lengths = [max(len(s[slot].ids) for s in ordered if slot < len(s)) for slot in range(slots)]
     batches = []
@@ -74,7 +74,7 @@ def make_micro_batches(documents: Sequence[Sequence[Segment]], *, token_limit: i
 def _micro_batch(
     documents: list[list[Segment]], rows: int, length: int, loss_tokens: list[int], pad_id: int
 ) -> MicroBatch:
-    count = max(sum(len(s.ids) - s.prefix_tokens for s in segments) for segments in documents)
+    count = max(sum(s.loss_tokens for s in segments) for segments in documents)
     ids = torch.full((len(documents) * rows, length), pad_id)
     own = torch.zeros(len(documents), count, dtype=torch.long)
     targets = torch.zeros(len(documents), count, dtype=torch.long)
@@ -84,9 +84,8 @@ def _micro_batch(
         for row, segment in enumerate(segments):
             size = len(segment.ids)
             ids[d * rows + row, :size] = torch.tensor(segment.ids)
-            # A segment without prefix cannot predict its first token: there is no state before it.
-            first = max(segment.prefix_tokens, 1)
-            loss = slice(filled, filled + size - first)
+            first = segment.first_loss
+            loss = slice(filled, filled + segment.loss_tokens)
             own[d, loss] = torch.arange(row * length + first, row * length + size)
             targets[d, loss] = torch.tensor(segment.ids[first:])
             shares[d, loss] = 1 / max(loss_tokens[d], 1)

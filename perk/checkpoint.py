@@ -108,7 +108,7 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     if not path.is_dir() and (SHIPPED / path).is_dir():
         path = SHIPPED / path
     try:
-        settings = PerkSettings.model_validate_json((path / _SETTINGS).read_text())
+        settings = PerkSettings.model_validate_json((path / _SETTINGS).read_bytes())
         tensors = load_file(path / _TENSORS)
     except OSError as error:
         raise CheckpointError(f"checkpoint {str(name_or_path)!r}: cannot read {error.filename or path}") from error

@@ -199,7 +199,7 @@ class Encoding:
         self.steps = settings.steps
         self.step = 0
         self.done = False
-        self.tokens = [sum(len(s.ids) - s.prefix_tokens for s in segments) for segments in documents]
+        self.tokens = [sum(s.loss_tokens for s in segments) for segments in documents]
         self.segments = [len(segments) for segments in documents]
         self._inner_loss = InnerLoss(
             adapted, documents, weighting=weighting, candidates=settings.candidates, token_limit=token_limit

@@ -170,6 +170,8 @@ def _decoder_layers(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _attach(base: BaseModel, layers: nn.ModuleList, layers_name: str, settings: LoraSettings) -> dict[str, LoraLinear]:
+    if any(isinstance(module, LoraLinear) for module in layers.modules()):
+        raise ValueError(f"base {base.name!r} carries an adapter already: load it again for another")
     prefix = f"{base.model.base_model_prefix}.{layers_name}"
     attached: dict[str, LoraLinear] = {}
     for index in range(settings.first_layer, len(layers)):

@@ -21,6 +21,7 @@ __all__ = ["Segment", "join_passages", "normalise", "split_segments"]
 
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]”’]*\s+(?=[\"'(\[“‘]?[A-Z0-9])")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 # A line of fewer tokens says too little alone (a heading, a list item, a line of verse).
 _SHORT_LINE = 8
 
@@ -37,15 +38,27 @@ class Segment:
     ids: tuple[int, ...]
     prefix_tokens: int
 
+    @property
+    def first_loss(self) -> int:
+        """Index of the first id that carries loss. Without a prefix it is the second: no state predicts the first."""
+        return max(self.prefix_tokens, 1)
+
+    @property
+    def loss_tokens(self) -> int:
+        """How many ids carry loss."""
+        return len(self.ids) - self.first_loss
+
 
 def normalise(text: str) -> str:
     """The canonical form of a document: Unicode NFC, ``\\n`` line ends, no outer white space.
 
     Raises:
-        InvalidInput: nothing is left, or the text holds NUL characters.
+        InvalidInput: nothing is left, or the text holds NUL characters or halves of surrogate pairs.
     """
     if "\x00" in text:
         raise InvalidInput("text", "a NUL character", "text without NUL characters")
+    if _SURROGATE.search(text):
+        raise InvalidInput("text", "half of a surrogate pair", "text that UTF-8 can hold")
     canonical = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
     if not canonical:
         raise InvalidInput(

@@ -184,9 +184,10 @@ class EncodeQueue:
             outcome = "failed"
             await self._fail(flight.document_id, error)
         finally:
+            # First of all: whatever else goes wrong here, no one waits for ever.
+            self._end(flight)
             self._metrics.encodes.labels(outcome).inc()
             _log.info("encode ended", outcome=outcome, seconds=round(time.monotonic() - started, 3))
-            self._end(flight)
 
     async def _encode(self, flight: Flight) -> EncodedDocument | None:
         """None where the document has been deleted."""

@@ -20,7 +20,7 @@ from perk.checkpoint import new_checkpoint
 from perk.lora import AdaptedModel
 from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 120.0
 
 
 def _environment(**settings: object) -> dict[str, str]:
@@ -63,7 +63,7 @@ class ServiceProcess:
         return str(self.client.base_url).rstrip("/")
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Wait for a condition, a minute at most."""
+        """Wait for a condition, two minutes at most."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not holds():
             assert time.monotonic() < deadline, f"waited in vain; the log:\n{self.log}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 import uvicorn
 
 from perk.base_model import load_base_model
@@ -24,6 +25,12 @@ from service.settings import Settings
 _PATIENCE_SECONDS = 60.0
 
 STORY = "Mary went to the kitchen. John moved to the garden. Sandra travelled back to the office."
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logs_beside_the_output() -> None:
+    """Services log as they do in a process of their own: not on standard output, which belongs to the command."""
+    structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
 
 
 class RunningService:

@@ -132,7 +132,7 @@ def test_no_server_is_an_error_and_no_traceback() -> None:
     for server in (f"http://127.0.0.1:{port}", "nonsense"):
         result = CliRunner().invoke(app, ["documents", "--server", server])
         assert result.exit_code == 1
-        assert f"{server} does not answer" in result.stderr
+        assert f"perk documents: {server} " in result.stderr
         assert "Traceback" not in result.output
 
 

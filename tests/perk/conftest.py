@@ -1,0 +1,59 @@
+"""Models of the method over the tiny bases, and small documents for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from perk import PerkModel
+from perk.base_model import load_base_model
+from perk.checkpoint import new_checkpoint
+from perk.lora import AdaptedModel
+from perk.settings import BaseSettings, LoraSettings, PerkSettings
+
+# The second of four layers: there is a part below the adapter, and one above.
+LORA = LoraSettings(rank=4, alpha=4, first_layer=1)
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_gpt2", "tiny_qwen2"])
+def family(request: pytest.FixtureRequest) -> Path:
+    """Folder of a tiny base of each supported family in turn."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+@pytest.fixture
+def make_model(tiny_llama: Path) -> Callable[..., PerkModel]:
+    """Makes models with a checkpoint as it is before meta-training; arguments are `PerkSettings`, but `folder`."""
+
+    def make(folder: Path = tiny_llama, **settings: Any) -> PerkModel:
+        chosen = PerkSettings(base=BaseSettings(source=str(folder)), **{"lora": LORA, **settings})
+        adapted = AdaptedModel(load_base_model(str(folder), device="cpu"), chosen.lora)
+        return PerkModel(load_base_model(str(folder), device="cpu"), new_checkpoint(adapted, chosen, seed=0))
+
+    return make
+
+
+@pytest.fixture
+def make_adapter() -> Callable[[PerkModel, int], Tensor]:
+    """Makes a random adapter of a model from a seed: one strong enough to change most answers."""
+
+    def make(model: PerkModel, seed: int) -> Tensor:
+        return 0.3 * torch.randn(model.adapter_size, generator=torch.Generator().manual_seed(seed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def register() -> str:
+    """A document of two records and a sentence."""
+    return (
+        "Student <3109998>, Name: Ada Young, Year: Senior, School: School of Engineering, Major: Physics, Grade: 72\n"
+        "Student <4210671>, Name: Tom Reed, Year: Junior, School: School of Science, Major: Biology, Grade: 85\n"
+        "The train to the north leaves at seven in the morning."
+    )

@@ -1,0 +1,88 @@
+"""Segments of D documents become micro-batches that together hold each token's loss once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perk.batches import make_micro_batches
+from perk.segments import Segment
+
+PAD = 0
+
+
+@st.composite
+def _segment(draw: st.DrawFn) -> Segment:
+    ids = draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+    return Segment(ids=tuple(ids), prefix_tokens=draw(st.integers(0, len(ids) - 1)))
+
+
+DOCUMENTS = st.lists(st.lists(_segment(), min_size=1, max_size=6), min_size=1, max_size=4)
+
+
+def _losses(segments: Sequence[Segment]) -> list[tuple[tuple[int, ...], int]]:
+    """Each loss token with all that stands before it."""
+    return sorted(
+        (segment.ids[:index], segment.ids[index])
+        for segment in segments
+        for index in range(segment.first_loss, len(segment.ids))
+    )
+
+
+@given(documents=DOCUMENTS, token_limit=st.integers(1, 100))
+def test_each_token_with_loss_is_predicted_once_from_all_before_it(
+    documents: list[list[Segment]], token_limit: int
+) -> None:
+    found: list[list[tuple[tuple[int, ...], int]]] = [[] for _ in documents]
+    for batch in make_micro_batches(documents, token_limit=token_limit, pad_id=PAD):
+        length = batch.ids.shape[1]
+        ids = batch.ids.view(len(documents), -1, length)
+        for d, index in (batch.shares > 0).nonzero().tolist():
+            row, column = divmod(int(batch.positions[d, index]), length)
+            before = tuple(ids[d, row, : column + 1].tolist())
+            assert PAD not in before
+            assert int(batch.own_positions[d, index]) == row * length + column + 1
+            assert int(ids[d, row, column + 1]) == int(batch.targets[d, index])
+            found[d].append((before, int(batch.targets[d, index])))
+    assert [sorted(losses) for losses in found] == [_losses(segments) for segments in documents]
+
+
+@given(documents=DOCUMENTS, token_limit=st.integers(1, 100))
+def test_the_shares_of_a_document_are_those_of_a_mean(documents: list[list[Segment]], token_limit: int) -> None:
+    batches = make_micro_batches(documents, token_limit=token_limit, pad_id=PAD)
+    for d, segments in enumerate(documents):
+        shares = torch.cat([batch.shares[d] for batch in batches])
+        count = sum(segment.loss_tokens for segment in segments)
+        torch.testing.assert_close(shares[shares > 0], torch.full((count,), 1 / max(count, 1)))
+
+
+@given(documents=DOCUMENTS, token_limit=st.integers(1, 100))
+def test_a_micro_batch_has_at_most_the_limit_unless_it_is_one_segment_of_each(
+    documents: list[list[Segment]], token_limit: int
+) -> None:
+    for batch in make_micro_batches(documents, token_limit=token_limit, pad_id=PAD):
+        assert batch.documents == len(documents)
+        assert batch.ids.numel() <= token_limit or batch.ids.shape[0] == len(documents)
+
+
+def test_segments_of_one_length_fill_the_limit() -> None:
+    segments = [Segment(ids=(1,) * 10, prefix_tokens=2)] * 7
+    batches = make_micro_batches([segments], token_limit=30, pad_id=PAD)
+    assert [tuple(batch.ids.shape) for batch in batches] == [(3, 10), (3, 10), (1, 10)]
+
+
+def test_little_is_padding() -> None:
+    lengths = [100, 95, 90, 50, 48, 46, 5]
+    segments = [Segment(ids=(1,) * length, prefix_tokens=1) for length in lengths]
+    batches = make_micro_batches([segments], token_limit=10_000, pad_id=PAD)
+    assert sum(int((batch.ids == PAD).sum()) for batch in batches) <= 0.15 * sum(lengths)
+    assert len(batches) == 3
+
+
+def test_there_must_be_a_document() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        make_micro_batches([], token_limit=10, pad_id=PAD)

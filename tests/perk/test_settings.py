@@ -1,0 +1,71 @@
+"""What a checkpoint's settings accept, and what they mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from perk.settings import InnerSettings, LoraSettings, PerkSettings, SegmentSettings, TemplateSettings
+
+
+def test_they_survive_json() -> None:
+    settings = PerkSettings(
+        lora=LoraSettings(rank=2, targets=("q_proj",)), inner=InnerSettings(rule="rms", candidates=7)
+    )
+    assert PerkSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"unknown": 1}, "unknown"),
+        ({"format": 2}, "format"),
+        ({"lora": {"rank": 0}}, "lora.rank"),
+        ({"lora": {"dropout": 0.1}}, "lora.dropout"),
+        ({"lora": {"targets": "some"}}, "lora.targets"),
+        ({"lora": {"first_layer": -1}}, "lora.first_layer"),
+        ({"inner": {"rule": "sgd"}}, "inner.rule"),
+        ({"inner": {"steps": 0}}, "inner.steps"),
+        ({"inner": {"step_size": 0}}, "inner.step_size"),
+        ({"inner": {"candidates": 0}}, "inner.candidates"),
+        ({"segments": {"max_tokens": 7}}, "segments.max_tokens"),
+    ],
+)
+def test_an_unknown_name_or_a_bad_value_is_refused_by_name(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PerkSettings.model_validate(settings)
+    found = {".".join(map(str, error["loc"])) for error in caught.value.errors()}
+    assert any(name.startswith(field) for name in found), found
+
+
+def test_they_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        PerkSettings().lora.rank = 3
+
+
+@pytest.mark.parametrize(("stabilised", "scale"), [(True, 16 / 8), (False, 16 / 64)])
+def test_the_scale_of_the_adapter_is_alpha_over_the_rank_or_its_root(stabilised: bool, scale: float) -> None:
+    assert LoraSettings(rank=64, alpha=16, rank_stabilised=stabilised).scale == scale
+
+
+@pytest.mark.parametrize("prefix", ["{name}: ", "{", "{0}", "{index!}"])
+def test_a_prefix_may_use_the_index_only(prefix: str) -> None:
+    with pytest.raises(ValidationError, match="may use no field but"):
+        SegmentSettings(prefix=prefix)
+    for allowed in ("", "fact: ", "{index}) "):
+        SegmentSettings(prefix=allowed)
+
+
+def test_a_template_must_hold_what_it_is_for() -> None:
+    with pytest.raises(ValidationError, match=r"must contain \{question\}"):
+        TemplateSettings(prompt="Answer:")
+    with pytest.raises(ValidationError, match=r"must contain \{answer\}"):
+        TemplateSettings(answer="yes")
+
+
+@pytest.mark.parametrize("texts", [{"prompt": "{question} {document}"}, {"answer": "{answer} {"}])
+def test_a_template_may_use_nothing_else(texts: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="may use no field but"):
+        TemplateSettings(**texts)
