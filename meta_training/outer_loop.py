@@ -24,7 +24,6 @@ from perk.inner_loop import InnerLoss, PreparedBatch, double_backward
 from perk.lora import AdaptedModel
 from perk.segments import Segment
 from perk.settings import InnerSettings
-from perk.token_weights import TokenWeighting
 from perk.update_rule import Moments, UpdateRule
 
 __all__ = ["MetaParameters", "OuterLoop", "OuterResult"]
@@ -40,13 +39,14 @@ class MetaParameters:
     """
 
     def __init__(self, checkpoint: Checkpoint, base_hidden_size: int) -> None:
-        inner = checkpoint.settings.inner
+        """Copy a checkpoint's values.
+
+        Raises:
+            CheckpointError: a tensor of the token weighting is missing or has another shape.
+        """
         self.initial = checkpoint.tensors["initial"].clone().requires_grad_()
         self.log_step_sizes = checkpoint.tensors["log_step_sizes"].clone().requires_grad_()
-        self.weighting: TokenWeighting | None = None
-        if inner.token_weighting:
-            self.weighting = TokenWeighting(base_hidden_size, inner.weighting_hidden)
-            self.weighting.load_tensors(checkpoint.tensors)
+        self.weighting = checkpoint.token_weighting(base_hidden_size)
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> MetaParameters:
         """Move to where the model computes; before training starts."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from perk.errors import InvalidInput
 from perk.settings import InnerSettings, LoraSettings, SegmentSettings, TemplateSettings
@@ -53,10 +53,17 @@ class TaskMix(_Settings):
     """Name as in ``make-data``."""
     weight: float = Field(default=1.0, gt=0)
     """Share of the stage's documents, relative to the other tasks'."""
-    tokens: tuple[int, int] = (256, 256)
+    tokens: tuple[PositiveInt, PositiveInt] = (256, 256)
     """Range of the documents' lengths."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the task."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _ordered(cls, tokens: tuple[int, int]) -> tuple[int, int]:
+        if tokens[0] > tokens[1]:
+            raise ValueError("the shortest length comes first")
+        return tokens
 
 
 class Stage(_Settings):
@@ -95,8 +102,8 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
         InvalidInput: the file cannot be read, or a key or value is wrong.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInput("config", str(path), f"a readable YAML file ({error})") from error
     if not isinstance(raw, dict):
         raise InvalidInput("config", type(raw).__name__, "a mapping of settings")
@@ -104,14 +111,21 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
         key, equals, value = override.partition("=")
         if not equals:
             raise InvalidInput("set", repr(override), "key=value")
-        place: Any = raw
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
-        place[leaf] = yaml.safe_load(value)
+        try:
+            _put(raw, key.split("."), yaml.safe_load(value))
+        except (LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+            raise InvalidInput("set", repr(override), "the name of a setting, and a YAML value") from error
     try:
         return TrainSettings.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidInput(field, repr(first.get("input"))[:80], first["msg"]) from error
+
+
+def _put(place: Any, names: Sequence[str], value: Any) -> None:
+    """Set a value inside nested mappings and lists."""
+    *parents, leaf = (int(name) if name.isdecimal() else name for name in names)
+    for parent in parents:
+        place = place[parent] if isinstance(place, list) else place.setdefault(parent, {})
+    place[leaf] = value

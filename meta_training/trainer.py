@@ -16,7 +16,7 @@ from types import FrameType
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -183,7 +183,12 @@ class Trainer:
         path = self.settings.output / _STATE
         if not path.is_file():
             raise InvalidInput("resume", str(path), "a state saved by an earlier run")
-        tensors = load_file(path)
+        try:
+            tensors, metadata = load_file(path), _metadata(path)
+        except SafetensorError as error:
+            raise InvalidInput(
+                "resume", f"a damaged {path.name} ({error})", "a state saved by an earlier run"
+            ) from error
         self._take_parameters(tensors)
         for index, parameter in enumerate(self._parameters):
             prefix = f"optimiser.{index}."
@@ -193,7 +198,6 @@ class Trainer:
                 self._optimiser.state[parameter] = {
                     name: t if name == "step" else t.to(parameter.device) for name, t in state.items()
                 }
-        metadata = _metadata(path)
         self.step = int(metadata["step"])
         self._seconds = float(metadata["seconds"])
         _cut_log(self.settings.output / _LOG, self.step)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from platformdirs import user_cache_dir
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -127,7 +128,7 @@ def load_base_model(
         with _quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(location, dtype="auto", attn_implementation="sdpa")
             tokenizer = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise BaseModelError(f"base model {source!r} cannot be loaded: {error}") from error
     fingerprint = _fingerprint(model)
     if dtype is None:

@@ -97,6 +97,21 @@ class Checkpoint:
             if not tensor.isfinite().all():
                 raise CheckpointError(f"checkpoint {self.name!r}: tensor {name!r} holds values that are not finite")
 
+    def token_weighting(self, hidden_size: int) -> TokenWeighting | None:
+        """The learned weighting of tokens whose states have `hidden_size`, or None where it is off.
+
+        Raises:
+            CheckpointError: one of its tensors is missing or has another shape.
+        """
+        if not self.settings.inner.token_weighting:
+            return None
+        weighting = TokenWeighting(hidden_size, self.settings.inner.weighting_hidden)
+        try:
+            weighting.load_tensors(self.tensors)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"checkpoint {self.name!r}: token weighting: {error}") from error
+        return weighting
+
 
 def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """Read a checkpoint folder; a bare name such as ``default`` is one that the project ships.
@@ -111,7 +126,9 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
         settings = PerkSettings.model_validate_json((path / _SETTINGS).read_bytes())
         tensors = load_file(path / _TENSORS)
     except OSError as error:
-        raise CheckpointError(f"checkpoint {str(name_or_path)!r}: cannot read {error.filename or path}") from error
+        raise CheckpointError(
+            f"checkpoint {str(name_or_path)!r}: cannot read {error.filename or path / _TENSORS}"
+        ) from error
     except ValidationError as error:
         raise CheckpointError(f"checkpoint {str(name_or_path)!r}: {_SETTINGS} is not valid: {error}") from error
     except SafetensorError as error:

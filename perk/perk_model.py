@@ -12,11 +12,9 @@ from torch import Tensor
 from perk.answer import Answer, Answering, AnswerRequest
 from perk.base_model import BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, load_checkpoint
-from perk.errors import CheckpointError
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.lora import AdaptedModel, export_peft
 from perk.segments import Segment, normalise, split_segments
-from perk.token_weights import TokenWeighting
 
 __all__ = ["PerkModel"]
 
@@ -48,15 +46,9 @@ class PerkModel:
         self.settings = settings
         self.adapted = AdaptedModel(base, settings.lora)
         checkpoint.require_layout(self.adapted.layout)
-        weighting = None
-        if settings.inner.token_weighting:
-            weighting = TokenWeighting(base.head.shape[1], settings.inner.weighting_hidden)
-            try:
-                weighting.load_tensors(checkpoint.tensors)
-            except (KeyError, RuntimeError) as error:
-                raise CheckpointError(f"checkpoint {checkpoint.name!r}: token weighting: {error}") from error
-            weighting.to(base.device, base.dtype).requires_grad_(False)
-        self.weighting = weighting
+        self.weighting = checkpoint.token_weighting(base.head.shape[1])
+        if self.weighting is not None:
+            self.weighting.to(base.device, base.dtype).requires_grad_(False)
         self._initial = checkpoint.tensors["initial"].to(base.device)
         self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
         identity = f"{_METHOD_VERSION};{base.fingerprint};{checkpoint.fingerprint};{base.dtype}"

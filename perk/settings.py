@@ -20,6 +20,13 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _require_format(name: str, template: str, field: str) -> None:
+    try:
+        template.format(**{field: 1})
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {template!r} may use no field but {{{field}}}") from error
+
+
 class BaseSettings(_Settings):
     """Which base model a checkpoint belongs to."""
 
@@ -77,10 +84,7 @@ class SegmentSettings(_Settings):
 
     @model_validator(mode="after")
     def _prefix_formats(self) -> SegmentSettings:
-        try:
-            self.prefix.format(index=1)
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"prefix: {self.prefix!r} may use no field but {{index}}") from error
+        _require_format("prefix", self.prefix, "index")
         return self
 
 
@@ -91,11 +95,11 @@ class TemplateSettings(_Settings):
     answer: str = " {answer}"
 
     @model_validator(mode="after")
-    def _fields_present(self) -> TemplateSettings:
-        if "{question}" not in self.prompt:
-            raise ValueError("prompt: must contain {question}")
-        if "{answer}" not in self.answer:
-            raise ValueError("answer: must contain {answer}")
+    def _templates_format(self) -> TemplateSettings:
+        for name, template, field in (("prompt", self.prompt, "question"), ("answer", self.answer, "answer")):
+            if f"{{{field}}}" not in template:
+                raise ValueError(f"{name}: must contain {{{field}}}")
+            _require_format(name, template, field)
         return self
 
 

@@ -22,6 +22,9 @@ _log = structlog.get_logger(__name__)
 
 # For responses to be sent once the last answer has ended or been given up.
 _LAST_SECONDS = 10
+# Longer than clients and proxies keep an idle connection: who closes it first must not be the server, whose closing
+# would meet their next request.
+_KEEP_ALIVE_SECONDS = 75
 
 
 def serve(settings: Settings, host: str, port: int) -> int:
@@ -58,6 +61,7 @@ async def _run(settings: Settings, listener: socket.socket) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(settings.stop_grace_seconds) + _LAST_SECONDS,
     )
     server = _Server(config, engine)

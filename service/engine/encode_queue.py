@@ -178,6 +178,9 @@ class EncodeQueue:
                 await self._keep(flight.document_id, encoded)
                 self._mean_seconds += 0.3 * (time.monotonic() - started - self._mean_seconds)
                 outcome = "ready"
+        except asyncio.CancelledError:
+            outcome = "handed back" if self.closed else "cancelled"
+            raise
         except NotReady:
             outcome = "handed back"
         except Exception as error:  # noqa: BLE001 - this document's, whatever it is

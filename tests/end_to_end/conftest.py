@@ -68,7 +68,7 @@ class ServiceProcess:
         while not holds():
             assert time.monotonic() < deadline, f"waited in vain; the log:\n{self.log}"
             assert self._process.poll() is None, f"the service has ended; the log:\n{self.log}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def until_ready(self) -> ServiceProcess:
         """Wait until it can encode and answer."""
@@ -103,6 +103,11 @@ class ServiceProcess:
         shown: dict[str, Any] = self.client.get(f"/documents/{document['id']}").json()
         return shown
 
+    def documents(self) -> list[dict[str, Any]]:
+        """All documents, the newest first."""
+        listed: list[dict[str, Any]] = self.client.get("/documents").json()["data"]
+        return listed
+
     def ask(self, document: dict[str, Any], question: str) -> str:
         """The likeliest answer of 16 tokens."""
         body = {"question": question, "max_tokens": 16}
@@ -119,7 +124,7 @@ class ServiceProcess:
                 return float(value)
         return 0.0
 
-    def signal(self, number: signal.Signals) -> int:
+    def end(self, number: signal.Signals) -> int:
         """Send a signal and wait for the end; returns the exit status, negative where the signal has killed it."""
         self._process.send_signal(number)
         return self.wait()
@@ -131,7 +136,7 @@ class ServiceProcess:
     def close(self) -> None:
         """End it, if it still runs."""
         if self._process.poll() is None:
-            self.signal(signal.SIGTERM)
+            self.end(signal.SIGTERM)
         if hasattr(self, "client"):
             self.client.close()
 
@@ -166,9 +171,9 @@ def start_service(patient_checkpoint: Path, tmp_path: Path) -> Iterator[Callable
         service.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service(patient_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """A service for all tests of a file, which wants the key ``open-sesame``."""
+    """A service for all tests that do not disturb it; it wants the key ``open-sesame``."""
     folder = tmp_path_factory.mktemp("service")
     running = ServiceProcess(
         folder, checkpoint=patient_checkpoint, data_dir=folder / "data", api_keys="another-key,open-sesame"
@@ -205,6 +210,6 @@ def story() -> str:
 
 
 @pytest.fixture(scope="session")
-def long_text() -> str:
-    """A document of a few thousand tokens."""
-    return "\n".join(f"Student <{3000000 + number}>, Name: Ada Young, Year: Senior, Grade: 72" for number in range(200))
+def register() -> str:
+    """A document whose encode can be interrupted."""
+    return "\n".join(f"Student <{3000000 + number}>, Name: Ada Young, Year: Senior, Grade: 72" for number in range(40))

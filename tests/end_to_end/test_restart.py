@@ -2,71 +2,82 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import time
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
+import torch
+from safetensors.torch import load, load_file
+from torch import Tensor
 
-def test_a_killed_service_goes_on_where_it_was(start_service: Callable[..., Any], story: str, long_text: str) -> None:
-    before = start_service().until_ready()
-    ready = before.encode(story)
-    answer = before.ask(ready, "Where is Mary?")
-    interrupted = before.send(long_text)
-    waiting = before.send("The train to the north leaves at seven in the morning.")
-    before.until(lambda: before.show(interrupted)["progress"] > 0)
-
-    assert before.signal(signal.SIGKILL) == -signal.SIGKILL
-    after = start_service().until_ready()
-
-    assert after.show(ready) == ready
-    assert after.ask(ready, "Where is Mary?") == answer
-    assert after.show(interrupted)["progress"] < 1, "the answer did not wait for the encode"
-    after.until(lambda: after.show(interrupted)["status"] == after.show(waiting)["status"] == "ready")
-    assert after.metric('perk_encodes_total{outcome="ready"}') == 2, "what was ready is not encoded again"
-    assert after.ask(waiting, "When does the train leave?")
-    assert [document["id"] for document in after.client.get("/documents").json()["data"]] == [
-        waiting["id"],
-        interrupted["id"],
-        ready["id"],
-    ]
+from perk.perk_model import PerkModel
 
 
-def test_an_interrupted_encode_ends_in_the_adapter_of_a_whole_one(
-    start_service: Callable[..., Any], tmp_path: Any, long_text: str
+def test_a_killed_service_goes_on_where_it_was(
+    start_service: Callable[..., Any], patient_checkpoint: Path, story: str, register: str, tmp_path: Path
 ) -> None:
-    text = long_text[:4000]
-    interrupted = start_service(data_dir=tmp_path / "interrupted").until_ready()
-    document = interrupted.send(text)
-    interrupted.until(lambda: interrupted.show(document)["progress"] > 0.1)
-    assert interrupted.signal(signal.SIGTERM) == 0
+    killed = start_service().until_ready()
+    ready = killed.encode(story)
+    answer = killed.ask(ready, "Where is Mary?")
+    interrupted = killed.send(register)
+    waiting = killed.send("The train to the north leaves at seven in the morning.")
+    killed.until(lambda: killed.show(interrupted)["progress"] > 0)
 
-    resumed = start_service(data_dir=tmp_path / "interrupted").until_ready()
-    resumed.until(lambda: resumed.show(document)["status"] == "ready")
-    whole = start_service(data_dir=tmp_path / "whole").until_ready()
+    assert killed.end(signal.SIGKILL) == -signal.SIGKILL
+    restarted = start_service().until_ready()
 
-    assert whole.encode(text)["id"] == document["id"]
-    adapters = [service.client.get(f"/documents/{document['id']}/adapter").content for service in (resumed, whole)]
-    assert adapters[0] == adapters[1]
+    assert restarted.ask(ready, "Where is Mary?") == answer
+    assert restarted.show(interrupted)["progress"] < 1, "the answer did not wait for the encode"
+    assert restarted.show(ready) == ready
+    restarted.until(lambda: restarted.show(waiting)["status"] == "ready")
+    newest_first = [waiting, interrupted, ready]
+    assert [document["id"] for document in restarted.documents()] == [document["id"] for document in newest_first]
+    assert [document["status"] for document in restarted.documents()] == ["ready"] * 3
+    assert restarted.metric('perk_encodes_total{outcome="ready"}') == 2, "what was ready is not encoded again"
+
+    model = PerkModel.load(patient_checkpoint, device="cpu")
+    model.export_peft(model.encode(register).adapter, tmp_path / "whole")
+    torch.testing.assert_close(
+        _tensors(restarted.client, interrupted),
+        load_file(tmp_path / "whole" / "adapter_model.safetensors"),
+        msg=lambda difference: f"an interrupted encode leaves another adapter than a whole one: {difference}",
+    )
+
+
+def _tensors(client: httpx.Client, document: dict[str, Any]) -> dict[str, Tensor]:
+    archive = zipfile.ZipFile(io.BytesIO(client.get(f"/documents/{document['id']}/adapter").content))
+    return load(archive.read("adapter_model.safetensors"))
 
 
 def test_a_stop_ends_an_encode_after_its_slice_and_lets_an_answer_end(
-    start_service: Callable[..., Any], story: str, long_text: str
+    start_service: Callable[..., Any], story: str, register: str
 ) -> None:
     service = start_service().until_ready()
     ready = service.encode(story)
-    encoding = service.send(long_text)
-    service.until(lambda: service.show(encoding)["progress"] > 0)
+    encoding = service.send(register)
     body = {"question": "Where is Mary?", "max_tokens": 200, "stream": True}
 
-    with service.client.stream("POST", f"/documents/{ready['id']}/ask", json=body) as response:
-        lines = response.iter_lines()
-        assert next(lines) == "event: token"
-        started = time.monotonic()
-        status = service.signal(signal.SIGTERM)
-        seconds = time.monotonic() - started
-        rest = list(lines)
+    with (
+        service.client.stream("GET", f"/documents/{encoding['id']}/events") as events,
+        service.client.stream("POST", f"/documents/{ready['id']}/ask", json=body) as answer,
+    ):
+        follower, reader = events.iter_lines(), answer.iter_lines()
+        assert next(follower) == "event: progress"
+        assert next(reader) == "event: token"
+        stopped_at = time.monotonic()
+        status = service.end(signal.SIGTERM)
+        seconds = time.monotonic() - stopped_at
+        followed, answered = "\n".join(follower), "\n".join(reader)
 
     assert status == 0
-    assert seconds < 10
-    assert "event: done" in rest
+    assert seconds < 15
+    assert "event: ready" not in followed
+    assert followed.rstrip().splitlines()[-2] == "event: error"
+    assert "the service is stopping" in followed
+    assert answered.rstrip().splitlines()[-2] == "event: done"
+    assert "Traceback" not in service.log

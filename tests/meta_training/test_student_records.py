@@ -158,8 +158,8 @@ def test_a_position_is_refused_where_a_question_is_about_several_students(count_
         (("memory",), 8, None, "kinds: got 'memory', expected one of recall, relation, aggregate"),
         ((), 8, None, "kinds: got none"),
         (("recall",), 0, None, "questions: got 0, expected at least 1"),
-        (("recall",), 8, 0, "records: got 0, expected 1 to 90000"),
-        (("relation",), 8, 1, "records: got 1, expected 2 to 90000"),
+        (("recall",), 8, 0, "records: got 0, expected 1 to 128571"),
+        (("relation",), 8, 1, "records: got 1, expected 2 to 128571"),
     ],
 )
 def test_bad_options_are_refused_by_name(

@@ -13,7 +13,9 @@ from perk.settings import SegmentSettings
 
 # Texts with everything the splitter looks at: lines, blank lines, sentence ends, quotes, capitals, other scripts.
 WORDS = st.one_of(
-    st.sampled_from(["Mary", "went", "to", "the", "kitchen.", '"Where?"', "Dr.", "(Yes!)", "3109998", "—", "漢字", "é"]),
+    st.sampled_from(
+        ["Mary", "went", "to", "the", "kitchen.", '"Where?"', "Dr.", "(Yes!)", "3109998", "—", "漢字", "é"]
+    ),
     st.text(min_size=1, max_size=12),
 )
 SPACES = st.sampled_from([" ", "  ", "\n", "\n\n", "\r\n", " \n \n", "\t", ". ", "! "])

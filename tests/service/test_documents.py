@@ -124,7 +124,7 @@ def test_events_tell_the_progress_and_then_the_end(
     start_service: Callable[..., Any], slow_checkpoint: Path, long_text: str
 ) -> None:
     service = start_service(checkpoint=slow_checkpoint).until_ready()
-    document = service.client.post("/documents", json={"text": long_text[:2000]}).json()
+    document = service.client.post("/documents", json={"text": long_text[:600]}).json()
 
     response = service.client.get(f"/documents/{document['id']}/events")
 
@@ -182,7 +182,7 @@ def test_a_deleted_document_can_be_sent_again(
     start_service: Callable[..., Any], slow_checkpoint: Path, long_text: str
 ) -> None:
     service = start_service(checkpoint=slow_checkpoint).until_ready()
-    text = long_text[:2000]
+    text = long_text[:600]
     document = service.client.post("/documents", json={"text": text}).json()
     place = f"/documents/{document['id']}"
     service.until(lambda: service.client.get(place).json()["progress"] > 0)

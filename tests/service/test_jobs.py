@@ -185,7 +185,11 @@ def test_a_thread_that_stops_hands_its_encode_back(tiny_checkpoint: Path, long_t
         await thread.start(lambda: PerkModel.load(tiny_checkpoint, device="cpu"))
         begun = asyncio.Event()
         loop = asyncio.get_running_loop()
-        encode = asyncio.create_task(thread.encode([long_text], lambda _: loop.call_soon_threadsafe(begun.set)))
+
+        def report(_: EncodeProgress) -> None:
+            loop.call_soon_threadsafe(begun.set)
+
+        encode = asyncio.create_task(thread.encode([long_text], report))
         await begun.wait()
 
         await thread.stop(grace=60)

@@ -169,9 +169,9 @@ def test_questions_beyond_the_queue_are_refused(start_service: Callable[..., Any
     document = service.encode(story)
 
     def ask(_: int) -> httpx.Response:
-        return service.client.post(
-            f"/documents/{document['id']}/ask", json={"question": "Who?", "max_tokens": 100}, timeout=60
-        )
+        body = {"question": "Who?", "max_tokens": 100}
+        response: httpx.Response = service.client.post(f"/documents/{document['id']}/ask", json=body)
+        return response
 
     with ThreadPoolExecutor(24) as pool:
         responses = list(pool.map(ask, range(24)))

@@ -46,10 +46,12 @@ def test_documents_that_wait_at_a_stop_are_encoded_after_the_restart(
     start_service: Callable[..., Any], slow_checkpoint: Path, long_text: str
 ) -> None:
     service = start_service(checkpoint=slow_checkpoint).until_ready()
-    sent = [service.client.post("/documents", json={"text": text}).json() for text in (long_text[:2000], "a", "b")]
+    sent = [service.client.post("/documents", json={"text": text}).json() for text in (long_text[:600], "a", "b")]
     place = f"/documents/{sent[0]['id']}"
     service.until(lambda: service.client.get(place).json()["progress"] > 0)
     service.stop()
+    encodes = service.engine.metrics.registry.get_sample_value
+    assert encodes("perk_encodes_total", {"outcome": "handed back"}) == 1
 
     restarted = start_service(checkpoint=slow_checkpoint).until_ready()
     for document in sent:

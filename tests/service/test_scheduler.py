@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
@@ -24,7 +25,7 @@ def _questions(count: int, loop: asyncio.AbstractEventLoop) -> list[Question]:
 
 
 @pytest.fixture
-def loop() -> asyncio.AbstractEventLoop:
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """A loop that is never run: what is sent to it stays there."""
     loop = asyncio.new_event_loop()
     yield loop

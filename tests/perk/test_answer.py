@@ -1,0 +1,239 @@
+"""Answers: each row under its own adapter, reproducible, ended where they should end, streamed to the same text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from perk import Answer, AnswerRequest, InvalidInput, PerkModel
+
+QUESTIONS = ("Where is Mary?", "What is the grade of the student with ID 3109998?", "Why?")
+
+MakeAdapter = Callable[[PerkModel, int], Tensor]
+
+
+@pytest.fixture
+def model(make_model: Callable[..., PerkModel]) -> PerkModel:
+    return make_model()
+
+
+def answer_together(model: PerkModel, requests: Sequence[AnswerRequest]) -> list[Answer]:
+    answering = model.start_answer(requests)
+    texts, reasons = [""] * len(requests), [""] * len(requests)
+    while not answering.done:
+        for delta in answering.advance():
+            assert not reasons[delta.row], "a row said something after its end"
+            texts[delta.row] += delta.text
+            reasons[delta.row] = delta.finish_reason or ""
+    counts = zip(answering.prompt_tokens, answering.completion_tokens, strict=True)
+    return [
+        Answer(text, reason, prompt, completion)
+        for text, reason, (prompt, completion) in zip(texts, reasons, counts, strict=True)
+    ]
+
+
+def test_rows_with_different_adapters_answer_as_each_does_alone(
+    make_model: Callable[..., PerkModel], make_adapter: MakeAdapter, family: Any
+) -> None:
+    model = make_model(family)
+    adapters = [make_adapter(model, 1), make_adapter(model, 2), None]
+    requests = [
+        AnswerRequest(question, adapter=adapter, max_tokens=4 + 3 * index)
+        for index, (question, adapter) in enumerate(product(QUESTIONS, adapters))
+    ]
+    together = answer_together(model, requests)
+    alone = [answer_together(model, [request])[0] for request in requests]
+    assert together == alone
+    assert len({answer.text for answer in alone}) > 3, "the adapters make no difference"
+
+
+def test_a_row_without_an_adapter_is_the_base_alone(model: PerkModel) -> None:
+    text = answer_together(model, [AnswerRequest(QUESTIONS[0], max_tokens=12)])[0].text
+    prompt = model.settings.templates.prompt.format(question=QUESTIONS[0])
+    ids = torch.tensor([model.base.tokenizer.encode(prompt)])
+    generated = model.base.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=1)
+    assert text == model.base.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_the_longest_answer_has_max_tokens(model: PerkModel) -> None:
+    for count in (1, 5, 17):
+        answer = model.answer(None, QUESTIONS[0], max_tokens=count)
+        assert (answer.finish_reason, answer.completion_tokens) == ("length", count)
+        assert answer.prompt_tokens == model.count_tokens(model.settings.templates.prompt.format(question=QUESTIONS[0]))
+
+
+def test_the_end_token_ends_an_answer_and_does_not_count(model: PerkModel) -> None:
+    whole = model.answer(None, QUESTIONS[0], max_tokens=10)
+    ids = model.base.tokenizer.encode(whole.text, add_special_tokens=False)
+    # The same model, but the token of the answer's middle is called the end.
+    model.base.tokenizer.eos_token = str(model.base.tokenizer.convert_ids_to_tokens(ids[len(ids) // 2]))
+    answer = model.answer(None, QUESTIONS[0], max_tokens=10)
+    assert answer.finish_reason == "stop"
+    assert answer.completion_tokens < 10
+    assert whole.text.startswith(answer.text)
+
+
+@pytest.mark.parametrize("streamed_before", [0, 1, 5])
+def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(
+    streamed_before: int, model: PerkModel, make_adapter: MakeAdapter
+) -> None:
+    adapter = make_adapter(model, 1)
+    whole = model.answer(adapter, QUESTIONS[0], max_tokens=40).text
+    stop = _ascii_part(whole, streamed_before)
+    answer = model.answer(adapter, QUESTIONS[0], max_tokens=40, stop=("never said", stop))
+    assert answer.text == whole[: whole.find(stop)].rstrip()
+    assert answer.finish_reason == "stop"
+    assert answer.completion_tokens < 40
+
+
+def test_what_only_begins_like_a_stop_text_is_said(model: PerkModel, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(model, 1)
+    whole = model.answer(adapter, QUESTIONS[0], max_tokens=40)
+    stop = _ascii_part(whole.text, 5) + "\x01"
+    assert model.answer(adapter, QUESTIONS[0], max_tokens=40, stop=(stop, whole.text + "\x01")) == whole
+
+
+def _ascii_part(text: str, start: int) -> str:
+    """Four characters of a text, whole characters of one byte each, at or after a place."""
+    for index in range(start, len(text) - 4):
+        part = text[index : index + 4]
+        if part.isascii() and part.isprintable() and not part[0].isspace():
+            return part
+    raise AssertionError("the answer has no four plain characters in a row")
+
+
+def test_space_before_a_stop_text_is_no_part_of_the_answer(model: PerkModel, make_adapter: MakeAdapter) -> None:
+    found = 0
+    for seed in range(12):
+        if found == 2:
+            break
+        adapter = make_adapter(model, seed)
+        whole = model.answer(adapter, QUESTIONS[0], max_tokens=30).text
+        match = re.search(r"\S\s+([!-~]{3})", whole)
+        if match and whole.find(match[1]) == match.start(1):
+            found += 1
+            answer = model.answer(adapter, QUESTIONS[0], max_tokens=30, stop=(match[1],))
+            assert answer.text == whole[: match.start() + 1]
+    assert found, "no answer has a space inside"
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1.5}, {"temperature": 1.0, "top_p": 0.7}])
+def test_the_same_seed_gives_the_same_answer(options: dict[str, float], model: PerkModel) -> None:
+    def ask(seed: int) -> str:
+        return model.answer(None, QUESTIONS[0], max_tokens=20, seed=seed, **options).text
+
+    assert ask(7) == ask(7)
+    assert len({ask(seed) for seed in range(5)}) == 5
+
+
+def test_a_seeded_row_does_not_depend_on_its_batch(model: PerkModel, make_adapter: MakeAdapter) -> None:
+    requests = [
+        AnswerRequest(question, make_adapter(model, 1), max_tokens=10, temperature=0.8, seed=seed)
+        for seed, question in enumerate(QUESTIONS)
+    ]
+    assert answer_together(model, requests) == [answer_together(model, [request])[0] for request in requests]
+
+
+def test_without_a_seed_answers_differ(model: PerkModel) -> None:
+    requests = [AnswerRequest(QUESTIONS[0], max_tokens=10, temperature=1.5)] * 4
+    assert len({answer.text for answer in answer_together(model, requests)}) == 4
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1e-300}, {"temperature": 1e-40}, {"top_p": 1e-9}])
+def test_the_smallest_temperature_or_top_p_takes_the_likeliest_token(
+    options: dict[str, float], model: PerkModel
+) -> None:
+    greedy = model.answer(None, QUESTIONS[0], max_tokens=10)
+    assert model.answer(None, QUESTIONS[0], max_tokens=10, **{"temperature": 1.0, **options}) == greedy
+
+
+def test_tokens_are_sampled_with_the_probabilities_of_the_temperature(model: PerkModel) -> None:
+    temperature, rows = 0.2, 1500
+    first = _first_token_probabilities(model, temperature)
+    best = int(first.argmax())
+    requests = [AnswerRequest("Why?", max_tokens=1, temperature=temperature, seed=seed) for seed in range(rows)]
+    said = [answer.text for answer in answer_together(model, requests)]
+    share = said.count(str(model.base.tokenizer.decode([best])).strip()) / rows
+    expected = float(first[best])
+    assert 0.05 < expected < 0.95
+    assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / rows) ** 0.5)
+
+
+def test_top_p_leaves_the_fewest_likeliest_tokens(model: PerkModel) -> None:
+    top_p, temperature = 0.5, 0.5
+    ordered, order = _first_token_probabilities(model, temperature).sort(descending=True)
+    count = int((ordered.cumsum(-1) < top_p).sum()) + 1
+    allowed = {str(model.base.tokenizer.decode([token])).strip() for token in order[:count].tolist()}
+    requests = [
+        AnswerRequest("Why?", max_tokens=1, temperature=temperature, top_p=top_p, seed=seed) for seed in range(300)
+    ]
+    said = {answer.text for answer in answer_together(model, requests)}
+    assert said <= allowed
+    assert len(said) > 0.5 * len(allowed)
+
+
+def _first_token_probabilities(model: PerkModel, temperature: float) -> Tensor:
+    ids = model.base.tokenizer.encode(model.settings.templates.prompt.format(question="Why?"))
+    with torch.no_grad():
+        return (model.base.model(torch.tensor([ids])).logits[0, -1] / temperature).softmax(-1)
+
+
+def test_a_cancelled_row_says_nothing_more(model: PerkModel) -> None:
+    answering = model.start_answer([AnswerRequest(question, max_tokens=10) for question in QUESTIONS[:2]])
+    answering.advance()
+    answering.cancel(0)
+    rows = set()
+    while not answering.done:
+        rows |= {delta.row for delta in answering.advance()}
+    assert rows == {1}
+    assert answering.completion_tokens == [1, 10]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"question": ""}, "question"),
+        ({"question": " \n"}, "question"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": float("nan")}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ("end", "")}, "stop"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_name(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        AnswerRequest(**{"question": "Why?", **options})
+    assert caught.value.field == field
+
+
+def test_a_question_longer_than_the_model_is_refused_with_the_limit(model: PerkModel) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"question: got \d+ tokens with max_tokens 64, expected together at most 1024"
+    ):
+        model.answer(None, "why " * 1000)
+    assert model.answer(None, "Why?", max_tokens=1).completion_tokens == 1
+    with pytest.raises(InvalidInput, match="max_tokens 1024"):
+        model.answer(None, "Why?", max_tokens=1024)
+
+
+def test_an_adapter_of_another_size_is_refused(model: PerkModel) -> None:
+    with pytest.raises(InvalidInput, match=rf"adapter: got shape \(3,\), expected shape \({model.adapter_size},\)"):
+        model.answer(torch.zeros(3), "Why?")
+
+
+def test_there_must_be_a_question(model: PerkModel) -> None:
+    with pytest.raises(InvalidInput, match="requests: got none"):
+        model.start_answer([])

@@ -1,0 +1,237 @@
+"""The inner loop writes the same adapter however its work is cut, and its loss is the one that it says it is.
+
+In float64 on the tiny GPT-2, whose layer norm keeps that precision, with weights and adapters that are not at zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from perk import PerkModel
+from perk.base_model import load_base_model
+from perk.inner_loop import EncodedDocument, Encoding, InnerLoss
+from perk.lora import AdaptedModel
+from perk.segments import Segment
+from perk.settings import InnerSettings, LoraSettings
+from perk.token_weights import TokenWeighting
+
+STEPS = 3
+EVERYTHING, ONE_SEGMENT = 1_000_000, 1
+KEPT, RECOMPUTED = 1_000_000, 0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model with learned parameters that are random but fixed."""
+
+    adapted: AdaptedModel
+    weighting: TokenWeighting
+    initial: Tensor
+    log_step_sizes: Tensor
+
+    def start(
+        self,
+        documents: Sequence[Sequence[Segment]],
+        *,
+        token_limit: int = EVERYTHING,
+        state_limit: int = KEPT,
+        weighted: bool = True,
+        **inner: Any,
+    ) -> Encoding:
+        settings = InnerSettings(**{"rule": "rms", "steps": STEPS, **inner})
+        return Encoding(
+            self.adapted,
+            self.weighting if weighted else None,
+            settings,
+            self.initial,
+            self.log_step_sizes,
+            documents,
+            token_limit=token_limit,
+            state_limit=state_limit,
+        )
+
+    def encode(self, documents: Sequence[Sequence[Segment]], **options: Any) -> list[EncodedDocument]:
+        return finish(self.start(documents, **options))
+
+
+def finish(encoding: Encoding) -> list[EncodedDocument]:
+    while not encoding.done:
+        encoding.advance()
+    return encoding.results()
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_gpt2: Path) -> Setup:
+    generator = torch.Generator().manual_seed(0)
+    base = load_base_model(str(tiny_gpt2), device="cpu", dtype=torch.float64)
+    adapted = AdaptedModel(base, LoraSettings(rank=2, alpha=2, first_layer=2))
+    weighting = TokenWeighting(base.head.shape[1], 8).double().requires_grad_(False)
+    for parameter in weighting.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    tensors = len(adapted.layout.shapes)
+    return Setup(
+        adapted=adapted,
+        weighting=weighting,
+        initial=0.2 * torch.randn(adapted.layout.size, generator=generator).double(),
+        log_step_sizes=math.log(0.02) + 0.3 * torch.randn(STEPS, tensors, generator=generator).double(),
+    )
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[list[Segment]]:
+    """A long, a short and a middling document, their segments of many lengths."""
+    generator = torch.Generator().manual_seed(1)
+
+    def segment(length: int) -> Segment:
+        return Segment(tuple(torch.randint(2, 512, (length,), generator=generator).tolist()), prefix_tokens=2)
+
+    return [[segment(n) for n in lengths] for lengths in ((12, 5, 9, 20, 11), (6,), (14, 3, 8))]
+
+
+def _assert_same(found: Sequence[EncodedDocument], expected: Sequence[EncodedDocument]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        # The adapters are handed out in float32.
+        torch.testing.assert_close(one.adapter, other.adapter, rtol=0, atol=1e-6)
+        assert one.loss_before == pytest.approx(other.loss_before, rel=1e-6)
+        assert one.loss_after == pytest.approx(other.loss_after, rel=1e-6)
+
+
+@pytest.mark.parametrize("token_limit", [ONE_SEGMENT, 30, 75])
+@pytest.mark.parametrize("candidates", [None, 8])
+@pytest.mark.parametrize("rule", ["rms", "adamw"])
+def test_the_adapter_is_the_same_for_any_micro_batching(
+    rule: Literal["rms", "adamw"],
+    candidates: int | None,
+    token_limit: int,
+    setup: Setup,
+    documents: list[list[Segment]],
+) -> None:
+    options = {"rule": rule, "candidates": candidates}
+    cut = setup.encode(documents, token_limit=token_limit, **options)
+    _assert_same(cut, setup.encode(documents, token_limit=EVERYTHING, **options))
+    moved = [(encoded.adapter - setup.initial).abs().max() for encoded in cut]
+    assert min(moved) > 1e-3, "an encoding that does nothing is the same however it is cut"
+
+
+@pytest.mark.parametrize("candidates", [None, 8])
+@pytest.mark.parametrize("rule", ["rms", "adamw"])
+def test_documents_together_have_the_adapters_they_have_one_by_one(
+    rule: Literal["rms", "adamw"], candidates: int | None, setup: Setup, documents: list[list[Segment]]
+) -> None:
+    together = setup.encode(documents, rule=rule, candidates=candidates)
+    alone = [setup.encode([document], rule=rule, candidates=candidates)[0] for document in documents]
+    _assert_same(together, alone)
+    assert (together[0].adapter - together[1].adapter).abs().max() > 1e-3
+
+
+def test_the_adapter_does_not_depend_on_the_order_of_the_segments(setup: Setup, documents: list[list[Segment]]) -> None:
+    _assert_same(setup.encode([documents[0][::-1]]), setup.encode(documents[:1]))
+
+
+def test_activations_below_the_adapter_are_computed_once_or_recomputed_to_the_same_end(
+    setup: Setup, documents: list[list[Segment]]
+) -> None:
+    batches = len(InnerLoss(setup.adapted, documents, token_limit=30).batches)
+    assert batches > 1
+    calls: list[None] = []
+    lowest_layer = setup.adapted.base.backbone.get_submodule("h.0")
+    with lowest_layer.register_forward_hook(lambda *_: calls.append(None)):
+        kept = setup.encode(documents, token_limit=30)
+        assert len(calls) == batches
+        recomputed = setup.encode(documents, token_limit=30, state_limit=RECOMPUTED)
+        assert len(calls) == batches + batches * (1 + STEPS)
+    for one, other in zip(kept, recomputed, strict=True):
+        torch.testing.assert_close(one.adapter, other.adapter, rtol=0, atol=0)
+
+
+def test_it_runs_in_slices_from_nothing_to_all(setup: Setup, documents: list[list[Segment]]) -> None:
+    encoding = setup.start(documents, token_limit=30)
+    assert (encoding.progress, encoding.step, encoding.steps) == (0.0, 0, STEPS)
+    assert encoding.segments == [5, 1, 3]
+    assert encoding.tokens == [47, 4, 19]
+    progress, steps = [0.0], [0]
+    while not encoding.done:
+        with pytest.raises(RuntimeError, match="not done"):
+            encoding.results()
+        encoding.advance()
+        progress.append(encoding.progress)
+        steps.append(encoding.step)
+    assert progress == pytest.approx([index / (len(progress) - 1) for index in range(len(progress))])
+    assert progress[-1] == 1.0
+    assert sorted(steps) == steps
+    assert set(steps) == set(range(STEPS + 1))
+    for encoded, segments in zip(encoding.results(), (5, 1, 3), strict=True):
+        assert encoded.adapter.shape == (setup.adapted.layout.size,)
+        assert encoded.adapter.dtype == torch.float32
+        assert (encoded.segments, encoded.steps) == (segments, STEPS)
+        assert encoded.seconds > 0
+
+
+def test_what_was_learned_is_not_changed(setup: Setup, documents: list[list[Segment]]) -> None:
+    before = setup.initial.clone()
+    setup.encode(documents[:1])
+    torch.testing.assert_close(setup.initial, before, rtol=0, atol=0)
+
+
+def test_each_tensor_moves_by_its_own_step_size_of_each_step(setup: Setup, documents: list[list[Segment]]) -> None:
+    rates = torch.zeros_like(setup.log_step_sizes)
+    rates[1, 3] = 0.05
+    still = Setup(setup.adapted, setup.weighting, setup.initial, rates.log())
+    (encoded,) = still.encode(documents[:1])
+    moves = (encoded.adapter - setup.initial.float()).split(setup.adapted.layout.sizes)
+    for index, move in enumerate(moves):
+        length = float(move.square().mean().sqrt())
+        assert length == (pytest.approx(0.05, rel=1e-4) if index == 3 else 0.0)
+
+
+@pytest.mark.parametrize("candidates", [None, 8, 10_000])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_loss_is_the_weighted_mean_over_the_tokens_after_the_prefixes(
+    weighted: bool, candidates: int | None, setup: Setup, documents: list[list[Segment]]
+) -> None:
+    base = setup.adapted.base
+    for encoded, segments in zip(
+        setup.encode(documents, weighted=weighted, candidates=candidates), documents, strict=True
+    ):
+        competing = torch.arange(512)
+        if candidates == 8:
+            competing = torch.tensor(sorted({*range(8), *(token for s in segments for token in s.ids)}))
+        total, count = 0.0, 0
+        for segment in segments:
+            ids = torch.tensor([segment.ids])
+            with torch.no_grad():
+                # The weights are those of the frozen base: no adapter is bound.
+                states = base.backbone(ids).last_hidden_state[0]
+                weights = setup.weighting(states) if weighted else torch.ones(len(states))
+                with setup.adapted.bind(setup.initial[None]):
+                    logits = base.model(ids).logits[0][:, competing]
+            targets = torch.searchsorted(competing, ids[0])
+            nll = functional.cross_entropy(logits[:-1], targets[1:], reduction="none")
+            total += float((weights[1:] * nll)[segment.prefix_tokens - 1 :].sum())
+            count += len(segment.ids) - segment.prefix_tokens
+        assert encoded.tokens == count
+        assert encoded.loss_before == pytest.approx(total / count, rel=1e-6)
+
+
+def test_a_document_of_one_token_can_be_encoded(setup: Setup) -> None:
+    for prefix_tokens in (0, 1):
+        ids = (5, 6)[1 - prefix_tokens :]
+        (encoded,) = setup.encode([[Segment(ids, prefix_tokens)]])
+        assert encoded.adapter.isfinite().all()
+        assert encoded.tokens == prefix_tokens
+
+
+def test_the_loss_of_a_small_text_falls(make_model: Callable[..., PerkModel], family: Path, register: str) -> None:
+    for rule, step_size in (("rms", 2e-2), ("adamw", 2e-2)):
+        model = make_model(family, inner=InnerSettings(rule=rule, steps=6, step_size=step_size))
+        encoded = model.encode(register)
+        assert encoded.loss_after < 0.8 * encoded.loss_before, rule
