@@ -125,7 +125,10 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
 
 def _put(place: Any, names: Sequence[str], value: Any) -> None:
     """Set a value inside nested mappings and lists."""
-    *parents, leaf = (int(name) if name.isdecimal() else name for name in names)
+    *parents, leaf = names
     for parent in parents:
-        place = place[parent] if isinstance(place, list) else place.setdefault(parent, {})
-    place[leaf] = value
+        place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
+    if isinstance(place, list):
+        place[int(leaf)] = value
+    else:
+        place[leaf] = value

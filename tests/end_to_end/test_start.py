@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from perk.checkpoint import Checkpoint, load_checkpoint
 from service.server import serve
 from service.settings import Settings
+
+
+@pytest.fixture
+def logs_as_before() -> Iterator[None]:
+    """Undoes what a service that is started within this process does to its logs."""
+    root = logging.getLogger()
+    handlers, level = root.handlers.copy(), root.level
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
 
 
 def test_bad_settings_stop_the_start(start_service: Callable[..., Any]) -> None:
@@ -42,6 +54,7 @@ def test_a_checkpoint_of_another_base_stops_the_start(
     assert "Traceback" not in service.log
 
 
+@pytest.mark.usefixtures("logs_as_before")
 def test_a_data_folder_that_cannot_be_made_stops_the_start(
     tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +67,7 @@ def test_a_data_folder_that_cannot_be_made_stops_the_start(
     assert f"perk serve: PERK_DATA_DIR: '{data_dir}' cannot be written: Not a directory" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("logs_as_before")
 def test_a_port_that_is_taken_stops_the_start(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -46,10 +46,10 @@ CONFIG: dict[str, Any] = {
         },
     ],
 }
-COLUMNS = (
-    "step,seconds,stage,task,tokens,questions,answer_loss,exact,"
-    "inner_loss_before,inner_loss_after,gradient_norm,mean_step_size"
-).split(",")
+COLUMNS = [
+    *("step", "seconds", "stage", "task", "tokens", "questions", "answer_loss", "exact"),
+    *("inner_loss_before", "inner_loss_after", "gradient_norm", "mean_step_size"),
+]
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_a_state_is_not_overwritten_unasked(config: Path, tmp_path: Path) -> Non
 
 
 def test_there_must_be_a_state_to_resume_from(make_trainer: Callable[..., Trainer]) -> None:
-    with pytest.raises(InvalidInput, match="resume: got .*, expected a state saved by an earlier run"):
+    with pytest.raises(InvalidInput, match=r"resume: got .*, expected a state saved by an earlier run"):
         make_trainer().resume()
 
 
@@ -293,7 +293,7 @@ def test_it_cannot_begin_with_a_checkpoint_that_does_not_fit(
 def test_a_question_is_a_prompt_without_loss_then_its_answer_and_the_end(tiny_llama: Path) -> None:
     base = load_base_model(str(tiny_llama), device="cpu")
     segment = question_segment(Question("Where is Mary?", "kitchen"), base, TemplateSettings())
-    prompt, answer = segment.ids[: segment.prefix_tokens], segment.ids[segment.prefix_tokens :]
+    prompt, answer = list(segment.ids[: segment.prefix_tokens]), list(segment.ids[segment.prefix_tokens :])
     assert base.tokenizer.decode(prompt) == "Where is Mary?\nAnswer:"
     assert base.tokenizer.decode(answer[:-1]) == " kitchen"
     assert answer[-1] == base.eos_id

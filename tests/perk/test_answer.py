@@ -57,8 +57,9 @@ def test_a_row_without_an_adapter_is_the_base_alone(model: PerkModel) -> None:
     text = answer_together(model, [AnswerRequest(QUESTIONS[0], max_tokens=12)])[0].text
     prompt = model.settings.templates.prompt.format(question=QUESTIONS[0])
     ids = torch.tensor([model.base.tokenizer.encode(prompt)])
-    generated = model.base.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=1)
-    assert text == model.base.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    base: Any = model.base.model
+    generated = base.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=1)
+    assert text == str(model.base.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
 def test_the_longest_answer_has_max_tokens(model: PerkModel) -> None:
@@ -181,7 +182,8 @@ def test_top_p_leaves_the_fewest_likeliest_tokens(model: PerkModel) -> None:
 def _first_token_probabilities(model: PerkModel, temperature: float) -> Tensor:
     ids = model.base.tokenizer.encode(model.settings.templates.prompt.format(question="Why?"))
     with torch.no_grad():
-        return (model.base.model(torch.tensor([ids])).logits[0, -1] / temperature).softmax(-1)
+        logits: Tensor = model.base.model(torch.tensor([ids])).logits[0, -1]
+    return (logits / temperature).softmax(-1)
 
 
 def test_a_cancelled_row_says_nothing_more(model: PerkModel) -> None:

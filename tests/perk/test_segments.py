@@ -26,7 +26,7 @@ MAX_TOKENS = st.integers(8, 40)
 def _texts(text: str, tokenizer: PreTrainedTokenizerFast, **settings: object) -> list[str]:
     """Texts of a document's segments, without their prefixes."""
     segments = split_segments(normalise(text), tokenizer, SegmentSettings.model_validate(settings))
-    return [str(tokenizer.decode(segment.ids[segment.prefix_tokens :])) for segment in segments]
+    return [str(tokenizer.decode(list(segment.ids[segment.prefix_tokens :]))) for segment in segments]
 
 
 def test_hard_wrapped_prose_is_unwrapped(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -80,7 +80,7 @@ def test_each_prefix_carries_its_segments_running_number(
     tiny_tokenizer: PreTrainedTokenizerFast, register: str
 ) -> None:
     segments = split_segments(register, tiny_tokenizer, SegmentSettings(prefix="part {index} of many: "))
-    prefixes = [str(tiny_tokenizer.decode(segment.ids[: segment.prefix_tokens])) for segment in segments]
+    prefixes = [str(tiny_tokenizer.decode(list(segment.ids[: segment.prefix_tokens]))) for segment in segments]
     assert prefixes == [f"part {number} of many: " for number in (1, 2, 3)]
 
 

@@ -42,7 +42,7 @@ def test_an_unknown_name_or_a_bad_value_is_refused_by_name(settings: dict[str, A
 
 def test_they_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        PerkSettings().lora.rank = 3
+        PerkSettings().lora.rank = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("stabilised", "scale"), [(True, 16 / 8), (False, 16 / 64)])
