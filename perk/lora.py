@@ -11,7 +11,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -203,6 +202,9 @@ def _cut(backbone: nn.Module, layers_name: str, layers: nn.ModuleList, *, upper:
 
 def export_peft(adapted: AdaptedModel, adapter: Tensor, directory: Path, *, base_name: str) -> None:
     """Write an adapter ``[P]`` as a PEFT folder that `peft.PeftModel.from_pretrained` and vLLM load."""
+    # peft takes seconds to import, and only an export needs it.
+    from peft import LoraConfig, TaskType
+
     settings, layout = adapted.settings, adapted.layout
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
