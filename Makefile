@@ -47,5 +47,5 @@ $(TEST): $(INSTALL_INPUTS)
 	@touch $@ $(BASE)
 
 $(MODEL): | $(BASE)
-	$(BIN)/python -m perk.base_model
+	$(BIN)/python -m perk
 	@touch $@

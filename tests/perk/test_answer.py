@@ -111,17 +111,18 @@ def _ascii_part(text: str, start: int) -> str:
 
 def test_space_before_a_stop_text_is_no_part_of_the_answer(model: PerkModel, make_adapter: MakeAdapter) -> None:
     found = 0
-    for seed in range(12):
-        if found == 2:
-            break
+    for seed in range(20):
         adapter = make_adapter(model, seed)
         whole = model.answer(adapter, QUESTIONS[0], max_tokens=30).text
-        match = re.search(r"\S\s+([!-~]{3})", whole)
-        if match and whole.find(match[1]) == match.start(1):
+        match = re.search(r"\S\s+([!-~]{3,20})", whole)
+        # Of several tokens, so that its beginning must wait for its end; and nowhere before.
+        if match and model.count_tokens(match[1]) > 2 and whole.find(match[1]) == match.start(1):
             found += 1
             answer = model.answer(adapter, QUESTIONS[0], max_tokens=30, stop=(match[1],))
             assert answer.text == whole[: match.start() + 1]
-    assert found, "no answer has a space inside"
+        if found == 3:
+            return
+    raise AssertionError("too few answers have such a place")
 
 
 @pytest.mark.parametrize("options", [{"temperature": 1.5}, {"temperature": 1.0, "top_p": 0.7}])

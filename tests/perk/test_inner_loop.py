@@ -198,28 +198,57 @@ def test_each_tensor_moves_by_its_own_step_size_of_each_step(setup: Setup, docum
 def test_the_loss_is_the_weighted_mean_over_the_tokens_after_the_prefixes(
     weighted: bool, candidates: int | None, setup: Setup, documents: list[list[Segment]]
 ) -> None:
-    base = setup.adapted.base
-    for encoded, segments in zip(
-        setup.encode(documents, weighted=weighted, candidates=candidates), documents, strict=True
-    ):
+    results = setup.encode(documents, weighted=weighted, candidates=candidates)
+    for encoded, segments in zip(results, documents, strict=True):
         competing = torch.arange(512)
         if candidates == 8:
             competing = torch.tensor(sorted({*range(8), *(token for s in segments for token in s.ids)}))
-        total, count = 0.0, 0
-        for segment in segments:
-            ids = torch.tensor([segment.ids])
-            with torch.no_grad():
-                # The weights are those of the frozen base: no adapter is bound.
-                states = base.backbone(ids).last_hidden_state[0]
-                weights = setup.weighting(states) if weighted else torch.ones(len(states))
-                with setup.adapted.bind(setup.initial[None]):
-                    logits = base.model(ids).logits[0][:, competing]
-            targets = torch.searchsorted(competing, ids[0])
-            nll = functional.cross_entropy(logits[:-1], targets[1:], reduction="none")
-            total += float((weights[1:] * nll)[segment.prefix_tokens - 1 :].sum())
-            count += len(segment.ids) - segment.prefix_tokens
-        assert encoded.tokens == count
-        assert encoded.loss_before == pytest.approx(total / count, rel=1e-6)
+        assert encoded.tokens == sum(len(segment.ids) - segment.prefix_tokens for segment in segments)
+        loss = _defined_loss(setup, setup.initial, segments, competing, weighted=weighted)
+        assert encoded.loss_before == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["rms", "adamw"])
+def test_the_adapter_is_what_the_optimiser_makes_of_the_initialisation(
+    rule: Literal["rms", "adamw"], setup: Setup, documents: list[list[Segment]]
+) -> None:
+    sizes = setup.adapted.layout.sizes
+    (encoded,) = setup.encode(documents[:1], rule=rule, epsilon=1e-12)
+    tensors = [part.clone().requires_grad_() for part in setup.initial.split(sizes)]
+    groups = [{"params": [tensor]} for tensor in tensors]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, eps=1e-12)
+    for step in range(STEPS):
+        optimiser.zero_grad()
+        _defined_loss(setup, torch.cat(tensors), documents[0], torch.arange(512), weighted=True).backward()
+        for index, rate in enumerate(setup.log_step_sizes[step].exp().tolist()):
+            optimiser.param_groups[index]["lr"] = rate
+            gradient = tensors[index].grad
+            assert gradient is not None
+            if rule == "rms":
+                tensors[index].data -= rate * gradient / gradient.square().mean().sqrt()
+        if rule == "adamw":
+            optimiser.step()
+    torch.testing.assert_close(encoded.adapter, torch.cat(tensors).detach().float(), rtol=0, atol=1e-6)
+
+
+def _defined_loss(
+    setup: Setup, theta: Tensor, segments: Sequence[Segment], competing: Tensor, *, weighted: bool
+) -> Tensor:
+    """Weighted mean NLL of one document, segment by segment, `competing` being the tokens that may be predicted."""
+    base = setup.adapted.base
+    total, count = theta.new_zeros(()), 0
+    for segment in segments:
+        ids = torch.tensor([segment.ids])
+        # The weights are those of the frozen base: no adapter is bound.
+        states = base.backbone(ids).last_hidden_state[0]
+        weights = setup.weighting(states) if weighted else torch.ones(len(states))
+        with setup.adapted.bind(theta[None]):
+            logits = base.model(ids).logits[0][:, competing]
+        targets = torch.searchsorted(competing, ids[0])
+        nll = functional.cross_entropy(logits[:-1], targets[1:], reduction="none")
+        total = total + (weights[1:] * nll)[segment.prefix_tokens - 1 :].sum()
+        count += len(segment.ids) - segment.prefix_tokens
+    return total / count
 
 
 def test_a_document_of_one_token_can_be_encoded(setup: Setup) -> None:
