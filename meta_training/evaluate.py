@@ -13,9 +13,10 @@ from torch import Tensor
 
 from meta_training.document import Document
 from meta_training.exchange import read_documents
-from meta_training.scoring import OUTPUT_END, OUTPUT_START, Scores
+from meta_training.scoring import OUTPUT_END, Scores
 from perk import AnswerRequest, PerkModel
 from perk.segments import join_passages
+from perk.settings import PLAIN_TEMPLATES
 
 __all__ = ["Method", "evaluate", "score_documents"]
 
@@ -80,8 +81,8 @@ def score_documents(
 
 def _answer(model: PerkModel, adapter: Tensor | None, questions: Sequence[str]) -> list[str]:
     """The first line of each answer, as a base without an adapter does not know when it is done."""
-    # Unless answers are trained to mark their output, which may come after lines of support.
-    marked = OUTPUT_START in model.settings.templates.answer
+    # Unless answers are trained to mark their output.
+    marked = OUTPUT_END in model.settings.templates.answer
     stop = (OUTPUT_END,) if marked and adapter is not None else ("\n",)
     answering = model.start_answer(
         [AnswerRequest(question, adapter=adapter, max_tokens=_MAX_ANSWER_TOKENS, stop=stop) for question in questions]
@@ -96,7 +97,7 @@ def _answer(model: PerkModel, adapter: Tensor | None, questions: Sequence[str]) 
 def _in_context(model: PerkModel, context: str, question: str) -> str:
     """Document and question in one prompt, the document's beginning dropped where both do not fit."""
     tokenizer = model.base.tokenizer
-    rest = model.count_tokens(model.settings.templates.prompt.format(question=f"\n\n{question}"))
+    rest = model.count_tokens(PLAIN_TEMPLATES.prompt.format(question=f"\n\n{question}"))
     room = model.base.max_positions - _MAX_ANSWER_TOKENS - _SLACK_TOKENS - rest
     ids = tokenizer.encode(context, add_special_tokens=False, verbose=False)
     if len(ids) > room:

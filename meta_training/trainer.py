@@ -64,10 +64,10 @@ class _Draw:
 
 
 def question_segment(question: Question, base: BaseModel, templates: TemplateSettings) -> Segment:
-    """A question as the outer loss sees it: the prompt without loss, then the answer and the end token."""
+    """A question as the outer loss sees it: the prompt without loss, then the support, the answer and the end token."""
     prompt = base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False)
-    answer = base.tokenizer.encode(templates.answer.format(answer=question.answer), add_special_tokens=False)
-    return Segment(ids=(*prompt, *answer, base.eos_id), prefix_tokens=len(prompt))
+    target = base.tokenizer.encode(templates.target(question.answer, question.support), add_special_tokens=False)
+    return Segment(ids=(*prompt, *target, base.eos_id), prefix_tokens=len(prompt))
 
 
 class Trainer:

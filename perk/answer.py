@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from perk.base_model import BaseModel
 from perk.errors import InvalidInput
 from perk.lora import AdaptedModel
-from perk.settings import TemplateSettings
+from perk.settings import PLAIN_TEMPLATES, TemplateSettings
 
 __all__ = ["Answer", "AnswerDelta", "AnswerRequest", "Answering"]
 
@@ -25,7 +26,7 @@ class AnswerRequest:
     Attributes:
         question: its text.
         adapter: flat buffer ``[P]`` of the document asked, or None to ask the base model alone.
-        max_tokens: most tokens of the answer.
+        max_tokens: most tokens of the answer, what is recalled before it not counted.
         temperature: 0 takes the likeliest token; above, tokens are sampled.
         top_p: sample from the smallest set of tokens with at least this probability.
         seed: of the sampling; None draws one.
@@ -57,39 +58,81 @@ class AnswerRequest:
 
 @dataclass(frozen=True)
 class AnswerDelta:
-    """New text of one row; `finish_reason` is ``stop`` or ``length`` with the last one, else None."""
+    """New text of one row.
+
+    Attributes:
+        row: its index.
+        text: further text of the answer.
+        finish_reason: ``stop`` or ``length`` with the last one, else None.
+        support: with the last one: what was recalled of the document before the answer.
+    """
 
     row: int
     text: str
-    finish_reason: str | None
+    finish_reason: str | None = None
+    support: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer, see `AnswerDelta`; `completion_tokens` counts what was recalled before it too."""
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    support: str = ""
 
 
 class _Row:
-    """Decoding state of one question."""
+    """Decoding state of one question.
 
-    def __init__(self, request: AnswerRequest) -> None:
+    Attributes:
+        request: the question.
+        templates: around it.
+        prompt: its token ids.
+        ids: token ids written so far.
+        answer_from: how many of them came before the answer; None while the model still recalls the document.
+        support: what it recalled, once it has.
+        sent: the answer's text reported so far.
+        finished: whether the answer has ended.
+    """
+
+    def __init__(self, request: AnswerRequest, templates: TemplateSettings, base: BaseModel) -> None:
         self.request = request
+        # A base without an adapter has not learned to recall anything.
+        self.templates = PLAIN_TEMPLATES if request.adapter is None else templates
+        question = self.templates.prompt.format(question=request.question.strip())
+        self.prompt = list(base.tokenizer.encode(question, verbose=False))
         self.ids: list[int] = []
+        self.answer_from = 0 if self.templates.support_end is None else None
+        self.support = ""
         self.sent = ""
         self.finished = False
-        self.generator = torch.Generator()
+        self._support_end_ids = list(
+            base.tokenizer.encode(self.templates.support_end or "", add_special_tokens=False, verbose=False)
+        )
+        self._forced: list[int] = []
+        self._eos_id = base.eos_id
+        self._generator = torch.Generator()
         if request.seed is None:
-            self.generator.seed()
+            self._generator.seed()
         else:
-            self.generator.manual_seed(request.seed)
+            self._generator.manual_seed(request.seed)
+        room = base.max_positions
+        if self._support_end_ids:
+            room -= self.templates.max_support_tokens + len(self._support_end_ids)
+        if len(self.prompt) + request.max_tokens > room:
+            raise InvalidInput(
+                "question",
+                f"{len(self.prompt)} tokens with max_tokens {request.max_tokens}",
+                f"together at most {room} tokens",
+            )
 
     def choose(self, logits: Tensor) -> int:
         """Next token from logits ``[V]``."""
+        if self.answer_from is None:
+            return self._recall(logits)
         if self.request.temperature == 0:
             return int(logits.argmax())
         # From the largest down, so that no temperature is too small to divide by.
@@ -99,7 +142,29 @@ class _Row:
             ordered, order = probabilities.sort(descending=True)
             outside = ordered.cumsum(-1) - ordered >= self.request.top_p
             probabilities[order[outside]] = 0
-        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def _recall(self, logits: Tensor) -> int:
+        """What the document said is no matter of taste: always the likeliest token, until the mark must follow."""
+        if not self._forced:
+            token = int(logits.argmax())
+            if token != self._eos_id and len(self.ids) < self.templates.max_support_tokens:
+                return token
+            self._forced = list(self._support_end_ids)
+        return self._forced.pop(0)
+
+    def answer(self, text: str) -> str | None:
+        """The answer's part of all that was written so far, or None while the model still recalls."""
+        mark = self.templates.support_end
+        if mark is None:
+            return text.lstrip()
+        before, ended, after = text.partition(mark)
+        if not ended:
+            return None
+        if self.answer_from is None:
+            self.answer_from = len(self.ids)
+            self.support = before.strip()
+        return after.lstrip()
 
 
 class Answering:
@@ -110,18 +175,8 @@ class Answering:
             raise InvalidInput("requests", "none", "at least one question")
         base = adapted.base
         self._adapted = adapted
-        self._rows = [_Row(request) for request in requests]
-        prompts = [
-            list(base.tokenizer.encode(templates.prompt.format(question=r.question.strip()), verbose=False))
-            for r in requests
-        ]
-        for prompt, request in zip(prompts, requests, strict=True):
-            if len(prompt) + request.max_tokens > base.max_positions:
-                raise InvalidInput(
-                    "question",
-                    f"{len(prompt)} tokens with max_tokens {request.max_tokens}",
-                    f"together at most {base.max_positions} tokens",
-                )
+        self._rows = [_Row(request, templates, base) for request in requests]
+        prompts = [row.prompt for row in self._rows]
         self.prompt_tokens = [len(prompt) for prompt in prompts]
         width = max(self.prompt_tokens)
         # Padded on the left, so that every row's next token stands in the same column.
@@ -188,9 +243,11 @@ class Answering:
             reason = "stop"
         else:
             row.ids.append(token)
-            if len(row.ids) >= request.max_tokens:
+            if row.answer_from is not None and len(row.ids) - row.answer_from >= request.max_tokens:
                 reason = "length"
-        text = str(self._adapted.base.tokenizer.decode(row.ids, skip_special_tokens=True)).lstrip()
+        text = row.answer(str(self._adapted.base.tokenizer.decode(row.ids, skip_special_tokens=True)))
+        if text is None:
+            return None
         cuts = [position for position in (text.find(stop) for stop in request.stop) if position >= 0]
         if cuts:
             text, reason = text[: min(cuts)], "stop"
@@ -204,7 +261,9 @@ class Answering:
             text = text.rstrip()
         fresh = text[len(row.sent) :]
         row.sent = text if len(text) > len(row.sent) else row.sent
-        return AnswerDelta(index, fresh, reason) if fresh or reason else None
+        if reason is not None:
+            return AnswerDelta(index, fresh, reason, row.support)
+        return AnswerDelta(index, fresh) if fresh else None
 
     def _stack(self, adapters: list[Tensor | None]) -> Tensor | None:
         """Adapters of all rows ``[R, P]``; a row without one gets zeros, which change nothing."""

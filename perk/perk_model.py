@@ -148,12 +148,12 @@ class PerkModel:
     def answer(self, adapter: Tensor | None, question: str, **options: Any) -> Answer:
         """Answer one question to the end; `options` as in `AnswerRequest`."""
         answering = self.start_answer([AnswerRequest(question=question, adapter=adapter, **options)])
-        text, reason = "", "length"
+        text, reason, support = "", "length", ""
         while not answering.done:
             for delta in answering.advance():
                 text += delta.text
-                reason = delta.finish_reason or reason
-        return Answer(text, reason, answering.prompt_tokens[0], answering.completion_tokens[0])
+                reason, support = delta.finish_reason or reason, delta.support or support
+        return Answer(text, reason, answering.prompt_tokens[0], answering.completion_tokens[0], support)
 
     def export_peft(self, adapter: Tensor, directory: Path) -> None:
         """Write an adapter ``[P]`` as a PEFT folder."""

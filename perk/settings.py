@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "PLAIN_TEMPLATES",
     "BaseSettings",
     "InnerSettings",
     "LoraSettings",
@@ -89,18 +91,42 @@ class SegmentSettings(_Settings):
 
 
 class TemplateSettings(_Settings):
-    """The texts around a question and its answer."""
+    """The texts around a question, what the model recalls of the document for it, and its answer."""
 
     prompt: str = "{question}\nAnswer:"
+    support: str | None = None
+    """What the model writes before the answer and not as part of it: ``{support}``, the document's own words that hold
+    the answer, and the mark that ends them (PERK section 4.1, support-then-answer). None: it answers at once."""
     answer: str = " {answer}"
+    max_support_tokens: int = Field(default=160, ge=1)
+    """Most tokens to recall; beyond it the mark is put in and the answer must follow."""
+
+    @property
+    def support_end(self) -> str | None:
+        """The mark that ends the support, or None where the model answers at once."""
+        return None if self.support is None else self.support.partition("{support}")[2]
+
+    def target(self, answer: str, support: Sequence[str]) -> str:
+        """What the model is to write after a prompt; several supporting texts stand on lines of their own."""
+        before = "" if self.support is None else self.support.format(support="\n".join(support))
+        return before + self.answer.format(answer=answer)
 
     @model_validator(mode="after")
     def _templates_format(self) -> TemplateSettings:
-        for name, template, field in (("prompt", self.prompt, "question"), ("answer", self.answer, "answer")):
-            if f"{{{field}}}" not in template:
-                raise ValueError(f"{name}: must contain {{{field}}}")
+        fields = [("prompt", self.prompt, "question"), ("answer", self.answer, "answer")]
+        if self.support is not None:
+            fields.append(("support", self.support, "support"))
+        for name, template, field in fields:
+            if template.count(f"{{{field}}}") != 1:
+                raise ValueError(f"{name}: must contain {{{field}}} once")
             _require_format(name, template, field)
+        if self.support_end is not None and not self.support_end.strip():
+            raise ValueError("support: must end with a mark after {support}")
         return self
+
+
+PLAIN_TEMPLATES = TemplateSettings()
+"""How a base model without an adapter is asked."""
 
 
 class PerkSettings(_Settings):

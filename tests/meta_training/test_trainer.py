@@ -299,6 +299,14 @@ def test_a_question_is_a_prompt_without_loss_then_its_answer_and_the_end(tiny_ll
     assert answer[-1] == base.eos_id
 
 
+def test_a_target_recalls_what_supports_the_answer_first(tiny_llama: Path) -> None:
+    base = load_base_model(str(tiny_llama), device="cpu")
+    question = Question("Where is Mary?", "kitchen", support=("Mary went to the kitchen.",))
+    segment = question_segment(question, base, TemplateSettings(support=" {support}\nAnswer:"))
+    target = base.tokenizer.decode(segment.ids[segment.prefix_tokens : -1])
+    assert target == " Mary went to the kitchen.\nAnswer: kitchen"
+
+
 @pytest.mark.parametrize(
     ("override", "field"),
     [

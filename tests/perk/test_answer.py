@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from perk import Answer, AnswerRequest, InvalidInput, PerkModel
+from perk.settings import TemplateSettings
 
 QUESTIONS = ("Where is Mary?", "What is the grade of the student with ID 3109998?", "Why?")
 
@@ -196,6 +197,66 @@ def test_a_cancelled_row_says_nothing_more(model: PerkModel) -> None:
         rows |= {delta.row for delta in answering.advance()}
     assert rows == {1}
     assert answering.completion_tokens == [1, 10]
+
+
+RECALLING = TemplateSettings(prompt="{question}\nSupport:", support=" {support}\nAnswer:", max_support_tokens=7)
+
+
+def greedy_ids(model: PerkModel, adapter: Tensor, ids: Sequence[int], count: int) -> list[int]:
+    """What plain decoding without a cache adds to `ids`."""
+    grown = list(ids)
+    for _ in range(count):
+        with torch.no_grad(), model.adapted.bind(adapter[None]):
+            last = model.base.backbone(torch.tensor([grown])).last_hidden_state[0, -1]
+        grown.append(int((model.base.head @ last).argmax()))
+    return grown[len(ids) :]
+
+
+def test_what_is_recalled_comes_before_the_answer_and_is_no_part_of_it(
+    make_model: Callable[..., PerkModel], make_adapter: MakeAdapter
+) -> None:
+    model = make_model(templates=RECALLING)
+    adapter, tokenizer = make_adapter(model, 1), model.base.tokenizer
+    answer = model.answer(adapter, QUESTIONS[0], max_tokens=5)
+    prompt = tokenizer.encode(f"{QUESTIONS[0]}\nSupport:")
+    mark = tokenizer.encode("\nAnswer:", add_special_tokens=False)
+    support = greedy_ids(model, adapter, prompt, 7)
+    said = greedy_ids(model, adapter, [*prompt, *support, *mark], 5)
+    assert answer.support == tokenizer.decode(support).strip()
+    assert answer.text == tokenizer.decode(said).strip()
+    assert answer.completion_tokens == 7 + len(mark) + 5
+    assert answer.finish_reason == "length"
+
+
+def test_only_the_answer_is_sampled_and_stopped(
+    make_model: Callable[..., PerkModel], make_adapter: MakeAdapter
+) -> None:
+    model = make_model(templates=RECALLING)
+    adapter = make_adapter(model, 1)
+    plain = model.answer(adapter, QUESTIONS[0], max_tokens=5)
+    stopped = model.answer(adapter, QUESTIONS[0], max_tokens=5, stop=(plain.support[2:4], plain.text[3:5]))
+    assert (stopped.support, stopped.text) == (plain.support, plain.text[:3].rstrip())
+    hot = {model.answer(adapter, QUESTIONS[0], max_tokens=5, temperature=2.0, seed=seed).text for seed in range(5)}
+    assert len(hot) > 1
+    assert {model.answer(adapter, QUESTIONS[0], temperature=2.0, seed=s).support for s in range(5)} == {plain.support}
+
+
+def test_a_model_that_ends_without_an_answer_is_made_to_give_one(
+    make_model: Callable[..., PerkModel], make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(templates=RECALLING)
+    adapter = make_adapter(model, 1)
+    prompt = model.base.tokenizer.encode(f"{QUESTIONS[0]}\nSupport:")
+    # Whatever it says third now means the end.
+    monkeypatch.setattr(type(model.base), "eos_id", greedy_ids(model, adapter, prompt, 3)[-1])
+    answer = model.answer(adapter, QUESTIONS[0], max_tokens=3)
+    assert model.count_tokens(answer.support) <= 2
+    assert answer.completion_tokens > 2
+
+
+def test_a_row_without_an_adapter_is_asked_to_answer_at_once(make_model: Callable[..., PerkModel]) -> None:
+    plain, recalling = make_model(), make_model(templates=RECALLING)
+    assert recalling.answer(None, QUESTIONS[0]) == plain.answer(None, QUESTIONS[0])
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,17 @@ def test_a_template_must_hold_what_it_is_for() -> None:
         TemplateSettings(prompt="Answer:")
     with pytest.raises(ValidationError, match=r"must contain \{answer\}"):
         TemplateSettings(answer="yes")
+    with pytest.raises(ValidationError, match=r"must contain \{support\} once"):
+        TemplateSettings(support="{support}{support}\n")
+    with pytest.raises(ValidationError, match="must end with a mark"):
+        TemplateSettings(support="Facts: {support}\n")
+
+
+def test_a_target_is_the_support_its_mark_and_the_answer() -> None:
+    assert TemplateSettings().target("kitchen", ["Mary is in the kitchen."]) == " kitchen"
+    paper = TemplateSettings(support=" <support>{support}</support>\n<output>", answer="{answer}</output>")
+    assert paper.target("Yes", ["One.", "Two."]) == " <support>One.\nTwo.</support>\n<output>Yes</output>"
+    assert paper.support_end == "</support>\n<output>"
 
 
 @pytest.mark.parametrize("texts", [{"prompt": "{question} {document}"}, {"answer": "{answer} {"}])
