@@ -22,6 +22,9 @@ from perk.settings import LoraSettings
 
 __all__ = ["AdaptedModel", "AdapterLayout", "LoraLinear", "export_peft"]
 
+# Values of ``model_type`` in a base's configuration.
+_FAMILIES = ("gpt2", "llama", "qwen2")
+
 
 class LoraLinear(nn.Module):
     """A frozen linear module that adds the bound documents' low-rank maps to its output.
@@ -108,6 +111,7 @@ class AdaptedModel:
     def __init__(self, base: BaseModel, settings: LoraSettings) -> None:
         self.base = base
         self.settings = settings
+        _require_supported(base)
         layers_name, layers = _decoder_layers(base.backbone)
         if settings.first_layer >= len(layers):
             raise InvalidInput(
@@ -158,14 +162,30 @@ class _NoPositions(nn.Module):
         return torch.zeros((), device=positions.device)
 
 
+def _require_supported(base: BaseModel) -> None:
+    """Other families may scale embeddings, name their norms otherwise or alternate layers: cut, they would be wrong.
+
+    Raises:
+        BaseModelError: the base belongs to another family, or its layers attend in different ways.
+    """
+    config = base.model.config
+    if config.model_type not in _FAMILIES:
+        raise BaseModelError(
+            f"base {base.name!r}: model type {config.model_type!r} is not supported, expected one of "
+            f"{', '.join(_FAMILIES)}"
+        )
+    attention = set(getattr(config, "layer_types", None) or ())
+    if len(attention) > 1:
+        raise BaseModelError(
+            f"base {base.name!r}: layers of {' and '.join(sorted(attention))} mixed, expected the same in every layer"
+        )
+
+
 def _decoder_layers(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
-    for name in ("layers", "h"):
-        layers = getattr(backbone, name, None)
-        if isinstance(layers, nn.ModuleList):
-            return name, layers
-    raise BaseModelError(
-        f"{type(backbone).__name__}: decoder layers not found; the Llama, Qwen2 and GPT-2 families are supported"
-    )
+    name = "h" if hasattr(backbone, "h") else "layers"
+    layers = getattr(backbone, name)
+    assert isinstance(layers, nn.ModuleList)
+    return name, layers
 
 
 def _attach(base: BaseModel, layers: nn.ModuleList, layers_name: str, settings: LoraSettings) -> dict[str, LoraLinear]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoModelForCausalLM
 
-from perk.base_model import BaseModel, load_base_model
+from perk.base_model import load_base_model
 from perk.errors import BaseModelError, InvalidInput
 from perk.lora import AdaptedModel, export_peft
 from perk.settings import LoraSettings
@@ -146,13 +146,17 @@ def test_settings_that_do_not_fit_the_base_are_refused_by_name(
 
 
 def test_an_unknown_family_is_refused(tiny_llama: Path) -> None:
-    known = load_base_model(str(tiny_llama), device="cpu")
-    config = OPTConfig(
-        vocab_size=512, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=8
-    )
-    unknown = BaseModel("opt", OPTForCausalLM(config), known.tokenizer, "", 64)
-    with pytest.raises(BaseModelError, match="the Llama, Qwen2 and GPT-2 families are supported"):
-        AdaptedModel(unknown, LoraSettings())
+    base = load_base_model(str(tiny_llama), device="cpu")
+    base.model.config.model_type = "gemma"
+    with pytest.raises(BaseModelError, match="model type 'gemma' is not supported, expected one of gpt2, llama, qwen2"):
+        AdaptedModel(base, LoraSettings(rank=2))
+
+
+def test_layers_that_attend_in_different_ways_are_refused(tiny_qwen2: Path) -> None:
+    base = load_base_model(str(tiny_qwen2), device="cpu")
+    base.model.config.layer_types = ["full_attention"] * 2 + ["sliding_attention"] * 2
+    with pytest.raises(BaseModelError, match="layers of full_attention and sliding_attention mixed"):
+        AdaptedModel(base, LoraSettings(rank=2))
 
 
 def test_a_base_carries_one_adapter_only(adapted: AdaptedModel) -> None:
