@@ -114,7 +114,8 @@ class AnswerStream:
             first_token_ms=_milliseconds(first_at - self._arrived_at),
             total_ms=_milliseconds(time.monotonic() - self._arrived_at),
         )
-        self._metrics.question_wait_seconds.observe(taken_up_at - self._asked_at)
+        self._metrics.wait_seconds.labels("question").observe(taken_up_at - self._asked_at)
+        self._metrics.adapter_seconds.observe(self._asked_at - self._arrived_at)
         self._metrics.first_token_seconds.observe(first_at - self._arrived_at)
         self._metrics.ask_seconds.observe(time.monotonic() - self._arrived_at)
         self.finish_reason = reason

@@ -19,7 +19,7 @@ from service.engine.jobs import EncodeProgress
 from service.engine.model_thread import ModelThread
 from service.errors import DamagedText, NotReady, QueueFull, StorageFull, StoreError
 from service.logging import describe_error
-from service.metrics import Metrics
+from service.metrics import Metrics, tokens_label
 from service.store.protocol import AdapterTier, DocumentStore, Readiness
 from service.store.record import EncodeSummary
 
@@ -80,6 +80,7 @@ class EncodeQueue:
         self.store_problem: str | None = None
         """Why the store cannot be used just now; None while it can."""
         metrics.waiting.labels("encode").set_function(lambda: len(self._waiting))
+        metrics.waiting_limit.labels("encode").set(limit)
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -171,11 +172,14 @@ class EncodeQueue:
         """Encode one document, and let the store know how it went."""
         structlog.contextvars.bind_contextvars(document_id=flight.document_id)
         started = time.monotonic()
+        self._metrics.wait_seconds.labels("encode").observe(started - flight.created_at)
         outcome = "cancelled"
         try:
             encoded = await self._encode(flight)
             if encoded is not None:
                 await self._keep(flight.document_id, encoded)
+                waited = time.monotonic() - flight.created_at
+                self._metrics.ready_seconds.labels(tokens_label(encoded.tokens)).observe(waited)
                 self._mean_seconds += 0.3 * (time.monotonic() - started - self._mean_seconds)
                 outcome = "ready"
         except asyncio.CancelledError:
@@ -219,7 +223,7 @@ class EncodeQueue:
             encode=EncodeSummary(encoded.seconds, encoded.steps, encoded.loss_before, encoded.loss_after),
         )
         await self._persist(lambda: self._documents.mark_ready(document_id, readiness))
-        self._metrics.encode_seconds.observe(encoded.seconds)
+        self._metrics.encode_seconds.labels(tokens_label(encoded.tokens)).observe(encoded.seconds)
         self._metrics.encoded_tokens.inc(encoded.tokens)
         self._metrics.loss_before.observe(encoded.loss_before)
         self._metrics.loss_after.observe(encoded.loss_after)

@@ -15,6 +15,7 @@ class Flight:
 
     Attributes:
         document_id: of the document.
+        created_at: when it got its place in the queue (`time.monotonic`).
         again: it had an adapter before, which is gone: questions wait for it instead of being turned away.
         progress: None until the model has begun.
         task: runs it, once its turn has come.
@@ -22,6 +23,7 @@ class Flight:
 
     def __init__(self, document_id: str, *, again: bool) -> None:
         self.document_id = document_id
+        self.created_at = time.monotonic()
         self.again = again
         self.progress: EncodeProgress | None = None
         self.task: asyncio.Task[None] | None = None
