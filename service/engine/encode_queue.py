@@ -22,6 +22,7 @@ from service.logging import describe_error
 from service.metrics import Metrics, tokens_label
 from service.store.protocol import AdapterTier, DocumentStore, Readiness
 from service.store.record import EncodeSummary
+from service.tracing import Tracer
 
 __all__ = ["EncodeQueue"]
 
@@ -52,6 +53,7 @@ class EncodeQueue:
         limit: int,
         adapter_ttl: int | None,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         """Prepare an empty queue.
 
@@ -62,6 +64,7 @@ class EncodeQueue:
             limit: most documents that may wait.
             adapter_ttl: seconds an adapter is kept; None: for ever.
             metrics: where encodes are counted.
+            tracer: takes their spans.
         """
         self._thread = thread
         self._documents = documents
@@ -69,6 +72,7 @@ class EncodeQueue:
         self._limit = limit
         self._adapter_ttl = adapter_ttl
         self._metrics = metrics
+        self._tracer = tracer
         self._flights: dict[str, Flight] = {}
         self._waiting: deque[Flight] = deque()
         self._current: Flight | None = None
@@ -106,7 +110,8 @@ class EncodeQueue:
         """
         flight = self._flights.get(document_id)
         if flight is None:
-            flight = Flight(document_id, again=again)
+            request_id = structlog.contextvars.get_contextvars().get("request_id")
+            flight = Flight(document_id, again=again, origin=self._tracer.here(), request_id=request_id)
             if self.closed:
                 flight.end()
                 return flight
@@ -171,6 +176,8 @@ class EncodeQueue:
     async def _fly(self, flight: Flight) -> None:
         """Encode one document, and let the store know how it went."""
         structlog.contextvars.bind_contextvars(document_id=flight.document_id)
+        if flight.request_id is not None:
+            structlog.contextvars.bind_contextvars(request_id=flight.request_id)
         started = time.monotonic()
         self._metrics.wait_seconds.labels("encode").observe(started - flight.created_at)
         outcome = "cancelled"
@@ -194,7 +201,10 @@ class EncodeQueue:
             # First of all: whatever else goes wrong here, no one waits for ever.
             self._end(flight)
             self._metrics.encodes.labels(outcome).inc()
-            _log.info("encode ended", outcome=outcome, seconds=round(time.monotonic() - started, 3))
+            ended = time.monotonic()
+            attributes = {"perk.document_id": flight.document_id, "perk.outcome": outcome}
+            self._tracer.add("encode", started, ended, flight.origin, attributes)
+            _log.info("encode ended", outcome=outcome, seconds=round(ended - started, 3))
 
     async def _encode(self, flight: Flight) -> EncodedDocument | None:
         """None where the document has been deleted."""
