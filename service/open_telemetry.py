@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -54,7 +55,7 @@ class OpenTelemetry:
         self, name: str, started: float, ended: float, parent: SpanPlace | None, attributes: Mapping[str, str | int]
     ) -> SpanPlace | None:
         """As `Tracer.add`."""
-        context = trace.set_span_in_context(parent) if isinstance(parent, trace.Span) else trace.Context()
+        context = trace.set_span_in_context(parent) if isinstance(parent, trace.Span) else Context()
         span = self._tracer.start_span(
             name, context=context, start_time=_since_epoch(started), attributes=dict(attributes)
         )

@@ -120,7 +120,7 @@ class AnswerStream:
 
     def _trace(self, outcome: str) -> None:
         ended_at = time.monotonic()
-        attributes = {
+        attributes: dict[str, str | int] = {
             "perk.document_id": self.document_id,
             "perk.outcome": outcome,
             "perk.prompt_tokens": self.prompt_tokens,
