@@ -39,7 +39,9 @@ RUN pip install --constraint constraints.txt --editable '.[train,tracing,gpu]'
 FROM dependencies AS base-model
 COPY kernels kernels
 COPY perk perk
-RUN python -m perk
+# A cache is its user's alone; this one is for whoever runs the image.
+RUN python -m perk \
+    && chmod -R a+rX /srv/base
 
 # No GPU is needed to compile for one.
 FROM gpu-dependencies AS gpu-kernels
