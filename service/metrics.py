@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
 __all__ = ["Metrics", "tokens_label"]
@@ -84,6 +86,9 @@ class Metrics:
         self.tier_bytes = self._gauge("tier_bytes", "Bytes of adapters in a tier.", "tier")
         self.tier_evictions = self._counter("tier_evictions", "Adapters that made room for others in a tier.", "tier")
         self.store_errors = self._counter("store_errors", "Failed writes and reads of the store.", "reason")
+        self.redis_up = self._gauge("redis_up", "Whether Redis answers; not a number where none is used.")
+        self.redis_up.set(math.nan)
+        self.redis_errors = self._counter("redis_errors", "Commands that Redis did not answer as it should.", "reason")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"perk_{name}", text, labels, registry=self.registry)

@@ -30,8 +30,8 @@ _PATIENCE_SECONDS = 60.0
 
 # What Prometheus itself says of its targets.
 _OF_PROMETHEUS = {"up"}
-# A healthy store has no errors, and their counter no series.
-_MAY_BE_EMPTY = {"perk_store_errors_total"}
+# A healthy store has no errors, and their counters no series.
+_MAY_BE_EMPTY = {"perk_store_errors_total", "perk_redis_errors_total"}
 
 
 def _panels(path: Path) -> list[dict[str, Any]]:
