@@ -57,7 +57,8 @@ class AdapterFiles:
     @property
     def bytes(self) -> int:
         """Of all adapters."""
-        count = sum(path.suffix == _SUFFIX for path in self._directory.iterdir())
+        with os.scandir(self._directory) as entries:
+            count = sum(entry.name.endswith(_SUFFIX) for entry in entries)
         return count * self._adapter_size * _BYTES_PER_ELEMENT
 
     def clean(self, keep: set[str]) -> None:
