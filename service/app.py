@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from service.engine.engine import Engine, load_perk_model
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tracing import open_tracer
 
 __all__ = ["create_app"]
 
@@ -31,15 +33,20 @@ def create_app(settings: Settings, *, load_model: Callable[[Settings], PerkModel
     Args:
         settings: of the service.
         load_model: gives the model, on the thread that will own it; None: the one that the settings name.
+
+    Raises:
+        LoadFailed: the environment asks for traces, and what sends them is not installed.
     """
     metrics = Metrics()
-    engine = Engine(settings, load_model or load_perk_model, metrics)
+    tracer = open_tracer()
+    engine = Engine(settings, load_model or load_perk_model, metrics, tracer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
         await engine.stop()
+        await asyncio.to_thread(tracer.close)
 
     app = FastAPI(
         title="perk-serve",
@@ -53,7 +60,7 @@ def create_app(settings: Settings, *, load_model: Callable[[Settings], PerkModel
     for error in (ProblemError, PerkError, ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, _answer_error)
     app.add_exception_handler(ClientDisconnect, _answer_no_one)
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Observe, metrics=metrics, tracer=tracer)
     for module in (operations, documents, questions):
         app.include_router(module.router)
     return app

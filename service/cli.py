@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from types import TracebackType
+from typing import Annotated, Any, NoReturn, Self
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from service.bulk import Encoded, Source, encode_all, find_sources
 from service.client import Client, ClientError
 from service.settings import SettingsError, describe_settings, load_settings
 
@@ -63,27 +65,38 @@ def serve(
 
 @app.command()
 def encode(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Text files in UTF-8.", exists=True)],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Text files in UTF-8, or folders of them.", exists=True)
+    ],
+    glob: Annotated[str, typer.Option(help="What to take from folders.")] = "**/*.txt",
     server: _Server = _DEFAULT_SERVER,
     key: _Key = None,
     as_json: _Json = False,
 ) -> None:
-    """Encode documents on a running service and wait until they are ready."""
-    documents: list[dict[str, Any]] = []
+    """Encode documents on a running service and wait until they are ready.
+
+    What is encoded already is not encoded again: a command that was stopped goes on where it was.
+    """
+    sources = find_sources(paths, glob)
+    if not sources:
+        _fail("encode", f"no file matches {glob}")
+    results: list[Encoded] = []
     try:
-        with _client("encode", server, key) as client, _progress() as progress:
-            for path in files:
-                document = client.send(_read(path), path.name)
-                bar = progress.add_task(path.name, total=1.0)
-                for newer in client.follow(document["id"]):
-                    progress.update(bar, completed=newer["progress"])
-                    document = newer
-                documents.append(document)
+        with _client("encode", server, key) as client, _Bars(len(sources)) as bars:
+            for result in encode_all(client, sources, bars.update):
+                bars.end(result.source)
+                results.append(result)
+                if result.problem is not None:
+                    print(f"perk encode: {result.source.path}: {result.problem}", file=sys.stderr)
     finally:
-        # One that is refused takes nothing from those before it.
-        if documents:
+        # One that is refused takes nothing from the others.
+        if documents := [result.document for result in results if result.document is not None]:
             _print_documents(documents, as_json=as_json)
-    if any(document["status"] == "failed" for document in documents):
+    if len(sources) > 1:
+        known, failed = sum(result.known for result in results), sum(result.problem is not None for result in results)
+        summary = f"{len(sources)} files: {len(sources) - known - failed} encoded, {known} known, {failed} failed"
+        print(f"perk encode: {summary}", file=sys.stderr)
+    if any(result.problem is not None for result in results):
         raise typer.Exit(1)
 
 
@@ -176,7 +189,7 @@ def _client(command: str, server: str, key: str | None) -> Iterator[Client]:
     try:
         with Client(server, key) as client:
             yield client
-    except (ClientError, OSError, UnicodeDecodeError) as error:
+    except (ClientError, OSError) as error:
         _fail(command, str(error))
 
 
@@ -185,17 +198,35 @@ def _fail(command: str, reason: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ClientError(f"{path}: not UTF-8 at byte {error.start}") from None
+class _Bars:
+    """A bar of each file on its way, and one of all files. On standard error: the output is for programs."""
 
+    def __init__(self, total: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+        self._bars: dict[Source, TaskID] = {}
+        self._all = self._progress.add_task(f"{total} files", total=total) if total > 1 else None
 
-def _progress() -> Progress:
-    # On standard error: the output is for programs too.
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, source: Source, done: float) -> None:
+        """Show how far a file is, 0 to 1."""
+        if source not in self._bars:
+            self._bars[source] = self._progress.add_task(source.title, total=1.0)
+        self._progress.update(self._bars[source], completed=done)
+
+    def end(self, source: Source) -> None:
+        """One file less to come."""
+        if self._all is not None:
+            self._progress.remove_task(self._bars.pop(source))
+            self._progress.advance(self._all)
 
 
 def _print_documents(documents: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-__all__ = ["Client", "ClientError"]
+__all__ = ["Busy", "Client", "ClientError", "Refused"]
 
 # To connect, and between two pieces of a response. A stream sends something every 15 seconds, but an answer that is
 # not streamed may wait for an adapter and for other answers.
@@ -23,6 +23,22 @@ _PAGE = 100
 
 class ClientError(Exception):
     """The service cannot be reached, or has refused; the message is its own."""
+
+
+class Refused(ClientError):
+    """The service has refused this one request; others may go well."""
+
+
+class Busy(Refused):
+    """It has no place for it just now.
+
+    Attributes:
+        retry_after: seconds after which it is likely to have one.
+    """
+
+    def __init__(self, reason: str, retry_after: int) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 class Client:
@@ -119,7 +135,7 @@ class Client:
                 elif field == "data":
                     data = json.loads(value)
                     if name == "error":
-                        raise ClientError(data["detail"])
+                        raise Refused(data["detail"])
                     yield name, data
 
     @contextmanager
@@ -128,12 +144,24 @@ class Client:
             with self._http.stream(method, path, **options) as response:
                 if response.is_error:
                     response.read()
-                    raise ClientError(_reason(response))
+                    raise _refusal(response)
                 yield response
         except httpx.ConnectError as error:
             raise ClientError(f"{self._server} cannot be reached ({error}); `perk serve` starts a service") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClientError(f"{self._server} does not answer: {error or type(error).__name__}") from error
+
+
+def _refusal(response: httpx.Response) -> ClientError:
+    reason = _reason(response)
+    match response.status_code:
+        case 429 if response.headers.get("retry-after", "").isdecimal():
+            return Busy(reason, int(response.headers["retry-after"]))
+        case 401 | 403 | 503:
+            # Of every other request too.
+            return ClientError(reason)
+        case _:
+            return Refused(reason)
 
 
 def _reason(response: httpx.Response) -> str:

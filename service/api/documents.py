@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -49,6 +50,7 @@ async def send_document(request: Request) -> Response:
     documents = engine_of(request).documents
     sent = await _read_document(request)
     document, was_ready = await documents.take(sent.text, title=sent.title, metadata=sent.metadata)
+    structlog.contextvars.bind_contextvars(document_id=document.record.id)
     headers = {"Location": f"/documents/{document.record.id}"}
     if was_ready:
         return _response(document, 200, headers)

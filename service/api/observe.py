@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.problems import as_problem, problem_response
 from service.logging import describe_error
 from service.metrics import Metrics
+from service.tracing import RequestSpan, Tracer
 
 __all__ = ["Observe"]
 
@@ -28,18 +29,26 @@ _CLIENT_GONE = 499
 class Observe:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer a request, and note how."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        with self._tracer.request(headers) as span:
+            if span.trace_id is not None:
+                structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
+            await self._answer(scope, receive, send, request_id, span)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str, span: RequestSpan) -> None:
         started = time.monotonic()
         status: int | None = None
 
@@ -57,15 +66,17 @@ class Observe:
             if status is None:
                 await problem_response(Request(scope), as_problem(error))(scope, receive, send_with_id)
         finally:
-            self._note(scope, status or _CLIENT_GONE, time.monotonic() - started)
+            self._note(scope, status or _CLIENT_GONE, time.monotonic() - started, span)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, status: int, seconds: float, span: RequestSpan) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = _route(scope)
         self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         document_id = scope.get("path_params", {}).get("document_id")
         ids = {} if document_id is None else {"document_id": document_id[:64]}
+        attributes = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        span.describe(f"{method} {route}", attributes)
         _log.info("request", method=method, route=route, status=status, seconds=round(seconds, 4), **ids)
 
 

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.engine import engine_of
 from service.api.openapi import problems
+from service.engine.engine import Engine
 from service.errors import ServiceError
 
 __all__ = ["router"]
@@ -40,4 +41,13 @@ async def metrics(request: Request) -> Response:
     else:
         for status, count in counts.items():
             engine.metrics.documents.labels(status).set(count)
+    engine.metrics.ready.set(_is_ready(engine))
     return Response(generate_latest(engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _is_ready(engine: Engine) -> bool:
+    try:
+        engine.require_ready()
+    except ServiceError:
+        return False
+    return True

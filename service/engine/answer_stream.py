@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from service.engine.jobs import Question
 from service.metrics import Metrics
+from service.tracing import Tracer
 
 __all__ = ["AnswerStream", "Timings"]
 
@@ -41,7 +42,14 @@ class AnswerStream:
     """
 
     def __init__(
-        self, document_id: str, question: Question, *, arrived_at: float, asked_at: float, metrics: Metrics
+        self,
+        document_id: str,
+        question: Question,
+        *,
+        arrived_at: float,
+        asked_at: float,
+        metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         """Follow a question that is in the model's queue.
 
@@ -51,6 +59,7 @@ class AnswerStream:
             arrived_at: when the request came (`time.monotonic`).
             asked_at: when the adapter was there and the question was put in the queue.
             metrics: where it is counted.
+            tracer: takes its spans, below that of the request that is being answered here.
         """
         self.id = f"ans_{uuid.uuid4().hex}"
         self.document_id = document_id
@@ -60,6 +69,8 @@ class AnswerStream:
         self._arrived_at = arrived_at
         self._asked_at = asked_at
         self._metrics = metrics
+        self._tracer = tracer
+        self._origin = tracer.here()
 
     @property
     def prompt_tokens(self) -> int:
@@ -105,6 +116,21 @@ class AnswerStream:
             self._metrics.questions.labels(outcome).inc()
             self._metrics.answered_tokens.inc(self.completion_tokens)
             self.close()
+            self._trace(outcome)
+
+    def _trace(self, outcome: str) -> None:
+        ended_at = time.monotonic()
+        attributes: dict[str, str | int] = {
+            "perk.document_id": self.document_id,
+            "perk.outcome": outcome,
+            "perk.prompt_tokens": self.prompt_tokens,
+            "perk.completion_tokens": self.completion_tokens,
+        }
+        whole = self._tracer.add("question", self._arrived_at, ended_at, self._origin, attributes)
+        taken_up_at = self._question.started_at or ended_at
+        self._tracer.add("adapter", self._arrived_at, self._asked_at, whole, {})
+        self._tracer.add("queue", self._asked_at, taken_up_at, whole, {})
+        self._tracer.add("decode", taken_up_at, ended_at, whole, {})
 
     def _finish(self, reason: str, first_at: float) -> None:
         taken_up_at = self._question.started_at or first_at
@@ -114,7 +140,8 @@ class AnswerStream:
             first_token_ms=_milliseconds(first_at - self._arrived_at),
             total_ms=_milliseconds(time.monotonic() - self._arrived_at),
         )
-        self._metrics.question_wait_seconds.observe(taken_up_at - self._asked_at)
+        self._metrics.wait_seconds.labels("question").observe(taken_up_at - self._asked_at)
+        self._metrics.adapter_seconds.observe(self._asked_at - self._arrived_at)
         self._metrics.first_token_seconds.observe(first_at - self._arrived_at)
         self._metrics.ask_seconds.observe(time.monotonic() - self._arrived_at)
         self.finish_reason = reason

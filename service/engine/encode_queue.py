@@ -19,9 +19,10 @@ from service.engine.jobs import EncodeProgress
 from service.engine.model_thread import ModelThread
 from service.errors import DamagedText, NotReady, QueueFull, StorageFull, StoreError
 from service.logging import describe_error
-from service.metrics import Metrics
+from service.metrics import Metrics, tokens_label
 from service.store.protocol import AdapterTier, DocumentStore, Readiness
 from service.store.record import EncodeSummary
+from service.tracing import Tracer
 
 __all__ = ["EncodeQueue"]
 
@@ -52,6 +53,7 @@ class EncodeQueue:
         limit: int,
         adapter_ttl: int | None,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         """Prepare an empty queue.
 
@@ -62,6 +64,7 @@ class EncodeQueue:
             limit: most documents that may wait.
             adapter_ttl: seconds an adapter is kept; None: for ever.
             metrics: where encodes are counted.
+            tracer: takes their spans.
         """
         self._thread = thread
         self._documents = documents
@@ -69,6 +72,7 @@ class EncodeQueue:
         self._limit = limit
         self._adapter_ttl = adapter_ttl
         self._metrics = metrics
+        self._tracer = tracer
         self._flights: dict[str, Flight] = {}
         self._waiting: deque[Flight] = deque()
         self._current: Flight | None = None
@@ -80,6 +84,7 @@ class EncodeQueue:
         self.store_problem: str | None = None
         """Why the store cannot be used just now; None while it can."""
         metrics.waiting.labels("encode").set_function(lambda: len(self._waiting))
+        metrics.waiting_limit.labels("encode").set(limit)
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -105,7 +110,8 @@ class EncodeQueue:
         """
         flight = self._flights.get(document_id)
         if flight is None:
-            flight = Flight(document_id, again=again)
+            request_id = structlog.contextvars.get_contextvars().get("request_id")
+            flight = Flight(document_id, again=again, origin=self._tracer.here(), request_id=request_id)
             if self.closed:
                 flight.end()
                 return flight
@@ -170,12 +176,17 @@ class EncodeQueue:
     async def _fly(self, flight: Flight) -> None:
         """Encode one document, and let the store know how it went."""
         structlog.contextvars.bind_contextvars(document_id=flight.document_id)
+        if flight.request_id is not None:
+            structlog.contextvars.bind_contextvars(request_id=flight.request_id)
         started = time.monotonic()
+        self._metrics.wait_seconds.labels("encode").observe(started - flight.created_at)
         outcome = "cancelled"
         try:
             encoded = await self._encode(flight)
             if encoded is not None:
                 await self._keep(flight.document_id, encoded)
+                waited = time.monotonic() - flight.created_at
+                self._metrics.ready_seconds.labels(tokens_label(encoded.tokens)).observe(waited)
                 self._mean_seconds += 0.3 * (time.monotonic() - started - self._mean_seconds)
                 outcome = "ready"
         except asyncio.CancelledError:
@@ -190,7 +201,10 @@ class EncodeQueue:
             # First of all: whatever else goes wrong here, no one waits for ever.
             self._end(flight)
             self._metrics.encodes.labels(outcome).inc()
-            _log.info("encode ended", outcome=outcome, seconds=round(time.monotonic() - started, 3))
+            ended = time.monotonic()
+            attributes = {"perk.document_id": flight.document_id, "perk.outcome": outcome}
+            self._tracer.add("encode", started, ended, flight.origin, attributes)
+            _log.info("encode ended", outcome=outcome, seconds=round(ended - started, 3))
 
     async def _encode(self, flight: Flight) -> EncodedDocument | None:
         """None where the document has been deleted."""
@@ -219,7 +233,7 @@ class EncodeQueue:
             encode=EncodeSummary(encoded.seconds, encoded.steps, encoded.loss_before, encoded.loss_after),
         )
         await self._persist(lambda: self._documents.mark_ready(document_id, readiness))
-        self._metrics.encode_seconds.observe(encoded.seconds)
+        self._metrics.encode_seconds.labels(tokens_label(encoded.tokens)).observe(encoded.seconds)
         self._metrics.encoded_tokens.inc(encoded.tokens)
         self._metrics.loss_before.observe(encoded.loss_before)
         self._metrics.loss_after.observe(encoded.loss_after)

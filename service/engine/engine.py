@@ -21,6 +21,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.store.disk import DataDirectory, DiskStore
 from service.store.memory import MemoryTier
+from service.tracing import Tracer
 
 __all__ = ["Engine", "load_perk_model"]
 
@@ -47,15 +48,19 @@ class Engine:
         metrics: where everything is counted.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[Settings], PerkModel], metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, load: Callable[[Settings], PerkModel], metrics: Metrics, tracer: Tracer
+    ) -> None:
         """Prepare the engine; nothing is loaded or opened yet.
 
         Args:
             settings: of the service.
             load: gives the model, on the thread that will own it.
             metrics: where everything is counted.
+            tracer: takes the spans of encodes and questions.
         """
         self.metrics = metrics
+        self._tracer = tracer
         self._settings = settings
         self._load = load
         self._thread = ModelThread(
@@ -171,6 +176,7 @@ class Engine:
             limit=settings.queue_limit,
             adapter_ttl=settings.adapter_ttl,
             metrics=self.metrics,
+            tracer=self._tracer,
         )
         documents = Documents(
             model=model,
@@ -182,7 +188,7 @@ class Engine:
             waiting_limit=settings.queue_limit,
             metrics=self.metrics,
         )
-        questions = Questions(thread=self._thread, documents=documents, metrics=self.metrics)
+        questions = Questions(thread=self._thread, documents=documents, metrics=self.metrics, tracer=self._tracer)
         for document_id in await store.queued():
             queue.add(document_id)
         self._background.append(asyncio.create_task(queue.run()))

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from service.engine.jobs import EncodeProgress
+from service.tracing import SpanPlace
 
 __all__ = ["Flight"]
 
@@ -15,13 +16,21 @@ class Flight:
 
     Attributes:
         document_id: of the document.
+        created_at: when it got its place in the queue (`time.monotonic`).
+        origin: the span of the request that asked for it.
+        request_id: of that request, for the log.
         again: it had an adapter before, which is gone: questions wait for it instead of being turned away.
         progress: None until the model has begun.
         task: runs it, once its turn has come.
     """
 
-    def __init__(self, document_id: str, *, again: bool) -> None:
+    def __init__(
+        self, document_id: str, *, again: bool, origin: SpanPlace | None = None, request_id: str | None = None
+    ) -> None:
         self.document_id = document_id
+        self.created_at = time.monotonic()
+        self.origin = origin
+        self.request_id = request_id
         self.again = again
         self.progress: EncodeProgress | None = None
         self.task: asyncio.Task[None] | None = None

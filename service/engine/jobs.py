@@ -33,6 +33,10 @@ class Job(Protocol):
         """A word for the metrics."""
 
     @property
+    def rows(self) -> int:
+        """Of its batch; 0 where it has none."""
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
 
@@ -44,6 +48,7 @@ class CallJob:
     """One short call with the model, such as counting tokens, in a single slice."""
 
     kind = "call"
+    rows = 0
 
     def __init__(self, function: Callable[[PerkModel], T], future: Future[T]) -> None:
         self._function = function
@@ -107,6 +112,11 @@ class EncodeJob:
         self._report = report
         self._future = future
         self._encoding: Encoding | None = None
+
+    @property
+    def rows(self) -> int:
+        """Documents."""
+        return len(self._texts)
 
     @property
     def done(self) -> bool:
@@ -197,6 +207,11 @@ class AnswerRound:
         self._answering: Answering | None = None
         self.done = False
         self.to_retry: list[Question] = []
+
+    @property
+    def rows(self) -> int:
+        """Questions."""
+        return len(self._rows)
 
     @property
     def questions(self) -> Sequence[Question]:

@@ -48,6 +48,7 @@ class ModelThread:
         self._loaded = False
         self._thread: threading.Thread | None = None
         metrics.waiting.labels("question").set_function(self._waiting_questions)
+        metrics.waiting_limit.labels("question").set(question_limit)
 
     async def start(self, load: Callable[[], PerkModel]) -> PerkModel:
         """Load the model on the thread.
@@ -149,6 +150,8 @@ class ModelThread:
             job.advance(model)
             ended = time.monotonic()
             self._metrics.slice_seconds.labels(job.kind).observe(ended - started)
+            if job.rows:
+                self._metrics.batch_rows.labels(job.kind).observe(job.rows)
             with self._changed:
                 self._scheduler.note(job, ended - started)
             if isinstance(job, AnswerRound) and job.done:

@@ -12,6 +12,7 @@ from service.engine.documents import Documents
 from service.engine.model_thread import ModelThread
 from service.errors import DocumentNotFound
 from service.metrics import Metrics
+from service.tracing import Tracer
 
 __all__ = ["AnswerOptions", "Questions"]
 
@@ -33,17 +34,19 @@ class AnswerOptions:
 class Questions:
     """Questions of all documents. One event loop owns it."""
 
-    def __init__(self, *, thread: ModelThread, documents: Documents, metrics: Metrics) -> None:
+    def __init__(self, *, thread: ModelThread, documents: Documents, metrics: Metrics, tracer: Tracer) -> None:
         """Put the parts together.
 
         Args:
             thread: runs the model.
             documents: have the adapters.
             metrics: where questions are counted.
+            tracer: takes their spans.
         """
         self._thread = thread
         self._documents = documents
         self._metrics = metrics
+        self._tracer = tracer
         self._open: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
 
     async def ask(self, document_id: str, question: str, options: AnswerOptions) -> AnswerStream:
@@ -67,7 +70,14 @@ class Questions:
         adapter = await self._documents.adapter(document_id)
         asked_at = time.monotonic()
         queued = self._thread.ask(replace(request, adapter=adapter))
-        stream = AnswerStream(document_id, queued, arrived_at=arrived_at, asked_at=asked_at, metrics=self._metrics)
+        stream = AnswerStream(
+            document_id,
+            queued,
+            arrived_at=arrived_at,
+            asked_at=asked_at,
+            metrics=self._metrics,
+            tracer=self._tracer,
+        )
         self._open.add(stream)
         return stream
 

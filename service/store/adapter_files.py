@@ -54,6 +54,13 @@ class AdapterFiles:
         """Whether an adapter more would fit on the disk."""
         return disk_usage(self._directory).free >= self._adapter_size * _BYTES_PER_ELEMENT
 
+    @property
+    def bytes(self) -> int:
+        """Of all adapters."""
+        with os.scandir(self._directory) as entries:
+            count = sum(entry.name.endswith(_SUFFIX) for entry in entries)
+        return count * self._adapter_size * _BYTES_PER_ELEMENT
+
     def clean(self, keep: set[str]) -> None:
         """Remove what a process that was killed has left: files half-written, or of no document in `keep`."""
         for path in self._directory.iterdir():

@@ -65,6 +65,7 @@ class DiskStore:
         self._index = DocumentIndex(directory.path / "documents.sqlite")
         self._files = AdapterFiles(directory.path / "adapters", adapter_size)
         self._files.clean(keep=self._index.ids_with_adapter())
+        metrics.tier_bytes.labels("disk").set_function(lambda: self._files.bytes)
 
     @property
     def has_space(self) -> bool:

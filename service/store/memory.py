@@ -83,8 +83,8 @@ class MemoryTier:
         while self._bytes > self._budget:
             _, evicted = self._held.popitem(last=False)
             self._add_bytes(-evicted.nbytes)
-            self._metrics.memory_tier_evictions.inc()
+            self._metrics.tier_evictions.labels("memory").inc()
 
     def _add_bytes(self, count: int) -> None:
         self._bytes += count
-        self._metrics.memory_tier_bytes.set(self._bytes)
+        self._metrics.tier_bytes.labels("memory").set(self._bytes)

@@ -51,6 +51,61 @@ def test_encode_prints_a_table_for_people(perk: Perk, files: list[Path]) -> None
     assert result.stdout.count("ready") == 2
 
 
+def test_a_folder_is_encoded_and_a_second_time_is_known(perk: Perk, service: Any, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    (corpus / "deep").mkdir(parents=True)
+    for number in range(11):
+        (corpus / f"{number:02}.txt").write_text(f"Student <{4000000 + number}>, Grade: 72")
+    (corpus / "deep" / "er.txt").write_text("Mary is deep within.")
+    (corpus / "notes.md").write_text("Not asked for.")
+    service.encode((corpus / "03.txt").read_text())
+
+    first = perk("encode", corpus, corpus / "00.txt", "--json")
+    second = perk("encode", corpus, "--json")
+    markdown = perk("encode", corpus, "--glob", "*.md", "--json")
+
+    documents = [json.loads(line) for line in first.stdout.splitlines()]
+    titles = [f"{number:02}.txt" for number in range(11) if number != 3]
+    assert [document["title"] for document in documents if document["title"]] == [*titles, "deep/er.txt"]
+    assert {document["status"] for document in documents} == {"ready"}
+    assert "12 files: 11 encoded, 1 known, 0 failed" in first.stderr
+    assert "12 files: 0 encoded, 12 known, 0 failed" in second.stderr
+    assert [json.loads(line)["id"] for line in second.stdout.splitlines()] == [line["id"] for line in documents]
+    assert json.loads(markdown.stdout)["title"] == "notes.md"
+
+
+def test_a_file_that_is_refused_stops_no_other(perk: Perk, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" ")
+    (tmp_path / "b.txt").write_bytes("Käthe".encode("latin-1"))
+    (tmp_path / "c.txt").write_text("This one is fine.")
+
+    result = perk("encode", tmp_path, "--json")
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["title"] == "c.txt"
+    assert "a.txt: text: got" in result.stderr
+    assert "b.txt: not UTF-8" in result.stderr
+    assert "3 files: 1 encoded, 0 known, 2 failed" in result.stderr
+
+
+def test_more_files_than_the_queue_takes_wait_for_their_turn(start_service: Callable[..., Any], tmp_path: Path) -> None:
+    service = start_service(queue_limit=1).until_ready()
+    for number in range(6):
+        (tmp_path / f"{number}.txt").write_text(f"Student <{5000000 + number}>, Grade: 72")
+
+    result = CliRunner().invoke(app, ["encode", str(tmp_path), "--glob", "*.txt", "--server", service.address])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("ready") == 6
+
+
+def test_a_folder_without_matches_is_an_error(perk: Perk, tmp_path: Path) -> None:
+    result = perk("encode", tmp_path)
+
+    assert result.exit_code == 1
+    assert "no file matches **/*.txt" in result.stderr
+
+
 def test_ask_prints_the_answer(perk: Perk, service: Any, story: str) -> None:
     document = service.encode(story)
 

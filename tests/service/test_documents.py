@@ -148,7 +148,7 @@ def test_events_of_a_ready_document_end_at_once(service: Any, story: str) -> Non
 def test_a_deleted_document_is_gone_from_every_tier(start_service: Callable[..., Any], story: str) -> None:
     service = start_service().until_ready()
     document = service.encode(story)
-    assert service.metric("perk_memory_tier_bytes") > 0
+    assert service.metric('perk_tier_bytes{tier="memory"}') > 0
 
     deleted = service.client.delete(f"/documents/{document['id']}")
 
@@ -158,7 +158,7 @@ def test_a_deleted_document_is_gone_from_every_tier(start_service: Callable[...,
     assert service.client.post(f"/documents/{document['id']}/ask", json={"question": "Who?"}).status_code == 404
     assert service.client.delete(f"/documents/{document['id']}").status_code == 404
     assert service.client.get("/documents").json()["data"] == []
-    assert service.metric("perk_memory_tier_bytes") == 0
+    assert service.metric('perk_tier_bytes{tier="memory"}') == 0
     assert list((service.settings.data_dir / "adapters").iterdir()) == []
 
 

@@ -165,7 +165,10 @@ def test_logs_are_json_with_ids_and_without_texts(
     assert asked["route"] == "/documents/{document_id}/ask"
     assert asked["status"] == 200
     assert asked["level"] == "info"
-    assert any(line["event"] == "encode ended" and line["document_id"] == document["id"] for line in lines)
+    sent = next(line for line in lines if line.get("route") == "/documents" and line["status"] == 201)
+    ended = next(line for line in lines if line["event"] == "encode ended")
+    assert sent["document_id"] == ended["document_id"] == document["id"]
+    assert sent["request_id"] == ended["request_id"], "the encode names the request that asked for it"
     for word in ("apple", "pear", "peach", "plum"):
         assert word not in str(lines)
 

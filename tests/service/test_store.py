@@ -367,7 +367,7 @@ class CountingTier:
 def _memory(below: CountingTier, room_for: int) -> tuple[MemoryTier, Callable[[str], float]]:
     metrics = Metrics()
     tier = MemoryTier(below, budget=room_for * 4 * _SIZE, metrics=metrics)
-    return tier, lambda name: metrics.registry.get_sample_value(name) or 0.0
+    return tier, lambda name: metrics.registry.get_sample_value(name, {"tier": "memory"}) or 0.0
 
 
 def test_memory_holds_the_adapters_used_last() -> None:
@@ -377,8 +377,8 @@ def test_memory_holds_the_adapters_used_last() -> None:
         for name in "abac":
             assert _is_same(await tier.get(name), below.adapters[name])
         assert below.reads == 3
-        assert value("perk_memory_tier_bytes") == 2 * 4 * _SIZE
-        assert value("perk_memory_tier_evictions_total") == 1
+        assert value("perk_tier_bytes") == 2 * 4 * _SIZE
+        assert value("perk_tier_evictions_total") == 1
 
         await tier.get("a")
         assert below.reads == 3, "used twice, a has stayed"
@@ -395,7 +395,7 @@ def test_an_adapter_larger_than_the_budget_is_read_each_time() -> None:
         assert await tier.get("a") is not None
         assert await tier.get("a") is not None
         assert below.reads == 2
-        assert value("perk_memory_tier_bytes") == 0
+        assert value("perk_tier_bytes") == 0
 
     asyncio.run(scenario())
 
@@ -443,6 +443,6 @@ def test_an_adapter_forgotten_while_it_is_read_is_not_held() -> None:
         tier.forget("a")
         below.gate.set()
         await read
-        assert value("perk_memory_tier_bytes") == 0
+        assert value("perk_tier_bytes") == 0
 
     asyncio.run(scenario())
