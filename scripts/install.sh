@@ -45,8 +45,8 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null && ! command -v nvidia-smi
 fi
 
 echo "install: the project${extras:+ with [$extras]} (some minutes on the first run)" >&2
-pins=(--constraint constraints.txt)
+pins=""
 if "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' 2>/dev/null; then
-    pins+=(--constraint <(echo "$cpu_triton"))
+    pins="$cpu_triton"
 fi
-"${pip[@]}" install --quiet "${pins[@]}" --editable ".${extras:+[$extras]}"
+"${pip[@]}" install --quiet --constraint constraints.txt --constraint <(echo "$pins") --editable ".${extras:+[$extras]}"
