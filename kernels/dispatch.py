@@ -87,6 +87,8 @@ def use_triton(tensor: Tensor) -> bool:
 
 def launch(kernel: Kernel, grid: Sequence[int], *args: Any, **options: Any) -> None:
     """Run `kernel` on every program of `grid`, or compile it only, inside `compiling`; an empty grid does nothing."""
+    # Said outright, because Triton's default is about to change.
+    options["enable_fp_fusion"] = True
     state = _compiling.get()
     if state is not None:
         binary = kernel.warmup(*args, grid=tuple(grid), **options)
