@@ -16,6 +16,7 @@ W's rows and differ in tokens, so that what several programs read is in the L2 c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from kernels.dispatch import capability, launch
 from kernels.model_shapes import ModelShape
@@ -37,6 +39,9 @@ MAX_RANK = 256
 
 # Programs that fill the multiprocessors of the GPUs in question (an A100 has 108, an H100 132) about once.
 _PROGRAMS = 128
+
+# Tokens of a document up to which a tile of the tensor cores, which has 16 rows, would hold those of one document only.
+_FEW_TOKENS = 16
 
 
 @triton.jit(do_not_specialize=["tokens", "token_blocks", "groups", "column_blocks", "columns"])
@@ -332,6 +337,10 @@ def lora_linear(
         ValueError: the rank or a dtype is none that the kernel has.
     """
     _check(x, a)
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, a, b))
+    if not learns and x.shape[0] > 1 and x.shape[1] <= _FEW_TOKENS and row_scales is None and weight.dtype == x.dtype:
+        # A decode step: W is read once for all documents by one plain product, and each adds its own adapter's.
+        return apply(x, None, a, b, scale, add_to=functional.linear(x, weight, bias))[0]
     frozen = Frozen(weight, row_scales, bias)
     y: Tensor = _LoraLinear.apply(x, a, b, frozen, scale, gradients)  # type: ignore[no-untyped-call]
     return y
@@ -448,6 +457,49 @@ class _LoraLinearGradient(torch.autograd.Function):
         return into_dy, into_x, into_a, into_b, None, None, None, None
 
 
-def aot_cases(shape: ModelShape) -> Iterator[Callable[[], object]]:
-    """Forward, backward and second derivative for the model's linear maps."""
-    raise NotImplementedError
+def aot_cases(shape: ModelShape) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The inner loop's passes and their derivatives, the same with 8-bit weights, and decoding."""
+
+    def tensors(
+        documents: int, tokens: int, inputs: int, outputs: int, rank: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        sizes = ((documents, tokens, inputs), (outputs, inputs), (documents, rank, inputs), (documents, outputs, rank))
+        x, weight, a, b = (torch.empty(size, dtype=dtype, device="meta") for size in sizes)
+        return x, weight, a, b
+
+    def train(inputs: int, outputs: int, rank: int, dtype: torch.dtype, *, bits: int, order: int) -> None:
+        x, weight, a, b = tensors(1, 4096, inputs, outputs, rank, dtype)
+        learned = [tensor.requires_grad_() for tensor in (x, a, b)]
+        row_scales = torch.empty(outputs, device="meta") if bits == 8 else None
+        bias = torch.empty(outputs, dtype=dtype, device="meta")
+        weight = weight.to(torch.int8) if bits == 8 else weight
+        if order == 1:
+            into = torch.empty_like(a, dtype=torch.float32), torch.empty_like(b, dtype=torch.float32)
+            y = lora_linear(x, weight, row_scales, bias, a, b, 1.0, into)
+            torch.autograd.grad(y, learned, torch.empty_like(y), allow_unused=True)
+        for offset in (None, bias):
+            y = lora_linear(x, weight, row_scales, offset, a, b, 1.0, None)
+            first = torch.autograd.grad(y, learned, torch.empty_like(y), create_graph=order == 2)
+            if order == 2:
+                torch.autograd.grad(first, learned, [torch.empty_like(part) for part in first])
+
+    def decode(inputs: int, outputs: int, rank: int, rows: int) -> None:
+        x, weight, a, b = tensors(rows, 1, inputs, outputs, rank, torch.bfloat16)
+        lora_linear(x, weight, None, None, a, b, 1.0, None)
+
+    for inputs, outputs in shape.linears:
+        size = f"{inputs}x{outputs}"
+        for rank in (16, 256):
+            yield (
+                f"bfloat16 rank {rank} {size}",
+                partial(train, inputs, outputs, rank, torch.bfloat16, bits=16, order=2),
+            )
+            yield (
+                f"bfloat16 rank {rank} into {size}",
+                partial(train, inputs, outputs, rank, torch.bfloat16, bits=16, order=1),
+            )
+            for rows in (1, 8):
+                yield f"bfloat16 decode rank {rank} rows {rows} {size}", partial(decode, inputs, outputs, rank, rows)
+        yield f"int8 rank 16 {size}", partial(train, inputs, outputs, 16, torch.bfloat16, bits=8, order=1)
+        yield f"float32 rank 16 {size}", partial(train, inputs, outputs, 16, torch.float32, bits=32, order=1)
+        yield f"float32 rank 256 {size}", partial(train, inputs, outputs, 256, torch.float32, bits=32, order=1)
