@@ -14,6 +14,7 @@ memory than its target has, or is a product without tensor-core instructions; th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import multiprocessing
@@ -31,7 +32,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kernels.dispatch import compiling
+from kernels.dispatch import Compiled, compiling
 from kernels.model_shapes import MODEL_SHAPES
 
 __all__ = ["AotCase", "KernelReport", "compile_kernels", "faults"]
@@ -57,6 +58,7 @@ class KernelReport:
 
     Attributes:
         kernel: name of its function.
+        variant: digest of what it is compiled for: types, constants and known divisibilities of its arguments, options.
         target: such as ``sm_90``.
         operation: module of `kernels.triton_ops` that launches it.
         case: launches of that operation that it is compiled for.
@@ -71,6 +73,7 @@ class KernelReport:
     """
 
     kernel: str
+    variant: str
     target: str
     operation: str
     case: str
@@ -136,6 +139,7 @@ def compile_kernels(
                     if compiled.binary.hash not in reports:
                         reports[compiled.binary.hash] = KernelReport(
                             kernel=compiled.name,
+                            variant=_variant(compiled),
                             target=f"sm_{target}",
                             operation=operation,
                             case=case,
@@ -166,6 +170,13 @@ def _operations() -> Iterator[tuple[str, ModuleType]]:
         yield found.name, importlib.import_module(f"{package.__name__}.{found.name}")
 
 
+def _variant(compiled: Compiled) -> str:
+    source = compiled.binary.src
+    told = (source.signature, source.constants, source.attrs, compiled.options)
+    text = "\n".join(str(sorted((str(name), str(value)) for name, value in part.items())) for part in told)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def _measure(binary: Any) -> dict[str, int]:
     """Registers, spills, shared memory and matrix instructions of a compiled kernel."""
     import triton
@@ -188,7 +199,7 @@ def _measure(binary: Any) -> dict[str, int]:
 
 
 def _table(reports: Sequence[KernelReport]) -> str:
-    columns = ("kernel", "target", "case", "model", "warps", "registers", "spills", "shared", "mma", "wgmma")
+    columns = ("kernel", "variant", "target", "case", "model", "warps", "registers", "spills", "shared", "mma", "wgmma")
     rows = [columns, *(tuple(str(getattr(report, column)) for column in columns) for report in reports)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -233,7 +244,8 @@ def main() -> int:
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         reports = [report for part in pool.map(work, arguments.targets) for report in part]
     if arguments.json:
-        print(json.dumps({"triton": triton.__version__, "kernels": [asdict(report) for report in reports]}, indent=1))
+        rows = [asdict(report) for report in reports]
+        print(json.dumps({"triton": triton.__version__, "models": arguments.models, "kernels": rows}, indent=1))
     else:
         print(_table(reports))
     failed = [f"{r.kernel} ({r.target}, {r.case}, {r.model}): {fault}" for r in reports for fault in faults(r)]

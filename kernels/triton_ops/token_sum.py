@@ -24,6 +24,7 @@ __all__ = ["PRODUCTS", "token_sum"]
 PRODUCTS = frozenset({"token_sum_kernel"})
 
 _PROGRAMS = 128
+_WIDE_BLOCK = 64
 _ADD_BLOCK = 1024
 
 
@@ -132,29 +133,33 @@ def token_sum(u: Tensor, v: Tensor, scale: float, *, like: Tensor, add_to: Tenso
     Returns:
         The sum ``[D, p, q]``, which is `add_to` if given.
     """
-    documents, tokens, p_size = u.shape
-    q_size = v.shape[2]
     total = torch.empty(like.shape, dtype=like.dtype, device=like.device) if add_to is None else add_to
+    documents, tokens, rows = u.shape
+    columns = v.shape[2]
+    # The wide factor's block always stands first: the tensor cores of Hopper want 64 rows.
+    swapped = rows < columns
+    if swapped:
+        u, v = v, u
+    p_size, q_size = u.shape[2], v.shape[2]
     # Products of float32 take three times the registers: there, the wide factor is read again for each 64 ranks.
-    widest = 256 if u.dtype.itemsize == 2 else 64
-    wide, rank_block = 64, min(widest, max(16, triton.next_power_of_2(min(p_size, q_size))))
-    block_p, block_q = (wide, rank_block) if p_size > q_size else (rank_block, wide)
-    p_blocks, q_blocks = triton.cdiv(p_size, block_p), triton.cdiv(q_size, block_q)
+    rank_block = min(256 if u.dtype.itemsize == 2 else 64, max(16, triton.next_power_of_2(q_size)))
+    p_blocks, q_blocks = triton.cdiv(p_size, _WIDE_BLOCK), triton.cdiv(q_size, rank_block)
     block_t = 32 if u.dtype.itemsize > 2 else 64
     programs = p_blocks * q_blocks * documents
-    parts, part_tokens = _split(programs, tokens, block_t, u.dtype.itemsize, min(p_size, q_size))
+    parts, part_tokens = _split(programs, tokens, block_t, u.dtype.itemsize, q_size)
     add = add_to is not None
     if parts > 1:
         dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-        sums = torch.empty(parts, documents, p_size, q_size, dtype=dtype, device=u.device)
+        sums = torch.empty(parts, documents, rows, columns, dtype=dtype, device=u.device)
     else:
         sums = total[None]
+    into = sums.mT if swapped else sums
     launch(
         token_sum_kernel,
         (programs, parts),
         u,
         v,
-        sums,
+        into,
         scale,
         tokens,
         part_tokens,
@@ -164,13 +169,13 @@ def token_sum(u: Tensor, v: Tensor, scale: float, *, like: Tensor, add_to: Tenso
         q_blocks,
         *u.stride(),
         *v.stride(),
-        *sums.stride(),
+        *into.stride(),
         ADD=add and parts == 1,
         FACTOR=factor(u.dtype),
         ACCUMULATOR=accumulator(u.dtype),
         PRECISION=precision(u.dtype),
-        BLOCK_P=block_p,
-        BLOCK_Q=block_q,
+        BLOCK_P=_WIDE_BLOCK,
+        BLOCK_Q=rank_block,
         BLOCK_T=block_t,
         num_warps=8 if rank_block > 64 else 4,
         num_stages=2 if rank_block > 128 else 3,
@@ -178,12 +183,12 @@ def token_sum(u: Tensor, v: Tensor, scale: float, *, like: Tensor, add_to: Tenso
     if parts > 1:
         launch(
             add_parts_kernel,
-            (triton.cdiv(p_size * q_size, _ADD_BLOCK), documents),
+            (triton.cdiv(rows * columns, _ADD_BLOCK), documents),
             sums,
             total,
             parts,
-            p_size,
-            q_size,
+            rows,
+            columns,
             *total.stride(),
             ADD=add,
             ACCUMULATOR=accumulator(u.dtype),
