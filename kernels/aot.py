@@ -221,8 +221,8 @@ def _model(name: str) -> str:
     return name
 
 
-def main() -> int:
-    """The command line; returns the exit status."""
+def main(command_line: Sequence[str] | None = None) -> int:
+    """Run the command line, that of the process if None; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m kernels.aot", description="Compile the Triton kernels, without a GPU."
     )
@@ -232,7 +232,7 @@ def main() -> int:
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
     parser.add_argument("--cache", type=Path, help="Triton cache to fill; default: that of the user")
     parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     if os.environ.get("TRITON_INTERPRET"):
         parser.error("TRITON_INTERPRET is set: interpreted kernels are not compiled")
     if arguments.cache:

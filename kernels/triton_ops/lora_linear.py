@@ -169,6 +169,14 @@ def lora_linear_kernel(
         tl.store(y_tile, total.to(y.dtype.element_ty), mask=in_tokens & in_outputs)
 
 
+class Frozen(NamedTuple):
+    """The frozen map: weight ``[out, in]``, scales ``[out]`` of its rows if 8 bits wide, bias ``[out]`` or None."""
+
+    weight: Tensor
+    row_scales: Tensor | None = None
+    bias: Tensor | None = None
+
+
 class Blocks(NamedTuple):
     """Sizes of a program's tiles and what the compiler gets to work with."""
 
@@ -179,13 +187,14 @@ class Blocks(NamedTuple):
     stages: int
 
 
-def choose_blocks(dtype: torch.dtype, rank_block: int, tokens: int, target: int, *, quantised: bool) -> Blocks:
+def choose_blocks(dtype: torch.dtype, rank_block: int, tokens: int, target: int, frozen: Frozen | None) -> Blocks:
     """Blocks that fit registers (no spills) and the shared memory of `target`: 163 KB, but 99 KB on 86 and 89.
 
     Hopper's tensor cores take their factors from shared memory, the older ones from registers, which are scarce there.
     """
     small_memory = target in {86, 89, 120}
     hopper = target in {90, 100}
+    quantised = frozen is not None and frozen.row_scales is not None
     if tokens <= 32:
         # A decode step waits for W alone: few tokens, deep prefetch.
         depth = 64 if dtype.itemsize == 2 and rank_block <= 128 else 32
@@ -196,6 +205,9 @@ def choose_blocks(dtype: torch.dtype, rank_block: int, tokens: int, target: int,
         return Blocks(64, 64 if rank_block <= 16 else 32, 16, 4, 2)
     if rank_block <= 64:
         return Blocks(128, 128, 64 if hopper or not (small_memory or quantised) else 32, 8, 3)
+    if small_memory and frozen is None and rank_block > 128:
+        # Without W, it is the blocks of B that are prefetched.
+        return Blocks(128, 32, 32, 8, 2)
     deep = hopper or not (small_memory or quantised or rank_block > 128)
     return Blocks(128, 64, 64 if deep else 32, 8, 2 if small_memory else 3)
 
@@ -203,14 +215,6 @@ def choose_blocks(dtype: torch.dtype, rank_block: int, tokens: int, target: int,
 def _wide_rank(target: int) -> int:
     """Most ranks of a launch in float32, on either kind of tensor cores."""
     return 64 if target in {90, 100} else 32
-
-
-class Frozen(NamedTuple):
-    """The frozen map: weight ``[out, in]``, scales ``[out]`` of its rows if 8 bits wide, bias ``[out]`` or None."""
-
-    weight: Tensor
-    row_scales: Tensor | None = None
-    bias: Tensor | None = None
 
 
 def apply(
@@ -268,8 +272,7 @@ def _launch(x: Tensor, a: Tensor, b: Tensor, scale: float, y: Tensor | None, low
     documents, tokens, inputs = x.shape
     outputs, rank = b.shape[1:]
     rank_block = max(16, triton.next_power_of_2(rank))
-    quantised = terms.frozen is not None and terms.frozen.row_scales is not None
-    blocks = choose_blocks(x.dtype, rank_block, tokens, capability(x.device), quantised=quantised)
+    blocks = choose_blocks(x.dtype, rank_block, tokens, capability(x.device), terms.frozen)
     token_blocks = triton.cdiv(tokens, blocks.tokens)
     column_blocks = 0 if y is None else triton.cdiv(outputs, blocks.outputs)
     # Few groups spare low-rank products, many keep all multiprocessors busy.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kernels.aot import KernelReport, faults
+from kernels.aot import KernelReport, faults, main
 from kernels.model_shapes import MODEL_SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,17 +91,13 @@ def test_a_kernel_fails_that_spills_or_does_not_fit_or_leaves_the_tensor_cores_i
     [
         (["--targets", "h100"], "target 'h100' is not of the form sm_90"),
         (["--models", "GPT-5"], "model 'GPT-5' is not one of SmolLM2-135M"),
+        ([], "TRITON_INTERPRET is set: interpreted kernels are not compiled"),
     ],
 )
-def test_bad_arguments_are_named(arguments: list[str], message: str) -> None:
-    result = _compile(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-
-
-def test_interpreted_kernels_are_not_compiled() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "kernels.aot", "--targets", "sm_90"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "TRITON_INTERPRET is set" in result.stderr
+def test_what_cannot_be_compiled_is_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err

@@ -202,6 +202,13 @@ def test_gradients_are_added_to_a_flat_buffer_and_come_out_the_same_to_the_last_
     assert torch.equal(flat, accumulate())
 
 
+@pytest.mark.parametrize("documents", [1, 3])
+def test_a_decode_step_gives_each_document_its_own_adapter(documents: int) -> None:
+    case = Case.random(documents, 1, 70, 50, 16, torch.bfloat16)
+    with torch.no_grad():
+        assert_near(in_triton(case), formula(case.in_float64()), TOLERANCES[torch.bfloat16])
+
+
 def test_a_rank_beyond_the_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="a: rank 257 is not between 1 and 256"):
         in_triton(Case.random(1, 2, 3, 2, 257, torch.float32))
