@@ -123,13 +123,16 @@ class InnerLoss:
         weights: Tensor = self.weighting(prepared.last_states.to(shares.dtype))
         return shares * weights
 
-    def predicting_states(self, theta: Tensor, prepared: PreparedBatch) -> Tensor:
-        """Last hidden states ``[D, K, H]`` that predict the loss tokens, under adapters ``[D, P]``."""
+    def predicting_states(self, theta: Tensor, prepared: PreparedBatch, *, gradient: Tensor | None = None) -> Tensor:
+        """Last hidden states ``[D, K, H]`` that predict the loss tokens, under adapters ``[D, P]``.
+
+        With `gradient`, the backward pass adds the adapters' to that buffer (`AdaptedModel.bind`).
+        """
         states = prepared.states
         if states is None:
             with torch.no_grad():
                 states = self.adapted.lower_states(prepared.batch.ids)
-        with self.adapted.bind(theta.to(states.dtype)):
+        with self.adapted.bind(theta.to(states.dtype), gradient=gradient):
             last = self.adapted.upper_states(states)
         return _pick(last, prepared.batch.positions)
 
@@ -156,8 +159,13 @@ class InnerLoss:
             differentiable: keep the graph, so that the gradient can be differentiated again.
         """
         with torch.enable_grad(), double_backward(differentiable):
-            loss = self(theta, prepared, weights)
-            (gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=differentiable)
+            if differentiable:
+                loss = self(theta, prepared, weights)
+                (gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=True)
+            else:
+                gradient = torch.zeros_like(theta, requires_grad=False)
+                loss = self.loss(self.predicting_states(theta, prepared, gradient=gradient), prepared, weights)
+                torch.autograd.grad(loss.sum(), theta, allow_unused=True)
         return loss.detach(), gradient
 
 

@@ -40,6 +40,8 @@ class LoraLinear(nn.Module):
         # GPT-2 stores its weights transposed; the view costs nothing.
         self.transposed = isinstance(frozen, Conv1D)
         self.adapter: tuple[Tensor, Tensor] | None = None
+        # Where the gradients of A and B are added to; None: autograd hands them on.
+        self.gradients: tuple[Tensor, Tensor] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -54,7 +56,8 @@ class LoraLinear(nn.Module):
             return unchanged
         a, b = self.adapter
         documents = a.shape[0]
-        y = lora_linear(x.reshape(documents, -1, x.shape[-1]), self.weight, self.frozen.bias, a, b, self.scale)
+        flat = x.reshape(documents, -1, x.shape[-1])
+        y = lora_linear(flat, self.weight, self.frozen.bias, a, b, self.scale, gradients=self.gradients)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -133,16 +136,23 @@ class AdaptedModel:
         self.upper = _cut(base.backbone, layers_name, layers[settings.first_layer :], upper=True)
 
     @contextmanager
-    def bind(self, theta: Tensor | None) -> Iterator[None]:
-        """Use adapters ``[D, P]`` (or none) in every forward pass inside the block."""
-        views = [None] * len(self._linears) if theta is None else self.layout.views(theta)
-        for linear, adapter in zip(self._linears.values(), views, strict=True):
-            linear.adapter = adapter
+    def bind(self, theta: Tensor | None, *, gradient: Tensor | None = None) -> Iterator[None]:
+        """Use adapters ``[D, P]`` (or none) in every forward pass inside the block.
+
+        With `gradient`, ``[D, P]``, the backward passes add theirs to it and hand none on to `theta`; it is then the
+        only buffer of that size, and such a pass is differentiable once.
+        """
+        linears = list(self._linears.values())
+        nothing: list[tuple[Tensor, Tensor] | None] = [None] * len(linears)
+        adapters = nothing if theta is None else self.layout.views(theta)
+        gradients = nothing if gradient is None else self.layout.views(gradient)
+        for linear, adapter, into in zip(linears, adapters, gradients, strict=True):
+            linear.adapter, linear.gradients = adapter, into
         try:
             yield
         finally:
-            for linear in self._linears.values():
-                linear.adapter = None
+            for linear in linears:
+                linear.adapter = linear.gradients = None
 
     def lower_states(self, ids: Tensor) -> Tensor:
         """Input of the first adapted layer, ``[B, T, H]``, for token ids ``[B, T]``; independent of any adapter."""

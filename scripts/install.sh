@@ -11,6 +11,8 @@ extras="${1:-}"
 venv=.venv
 # The release that the project is tested with where there is no GPU; its CPU wheel has none of the CUDA libraries.
 cpu_torch='torch==2.13.0'
+# The release that kernels are tested and compiled with there. A CUDA build of torch asks for its own.
+cpu_triton='triton==3.9.0'
 
 is_new_enough() {
     command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -43,4 +45,8 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null && ! command -v nvidia-smi
 fi
 
 echo "install: the project${extras:+ with [$extras]} (some minutes on the first run)" >&2
-"${pip[@]}" install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"
+pins=""
+if "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' 2>/dev/null; then
+    pins="$cpu_triton"
+fi
+"${pip[@]}" install --quiet --constraint constraints.txt --constraint <(echo "$pins") --editable ".${extras:+[$extras]}"

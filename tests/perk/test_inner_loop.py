@@ -264,3 +264,21 @@ def test_the_loss_of_a_small_text_falls(make_model: Callable[..., PerkModel], fa
         model = make_model(family, inner=InnerSettings(rule=rule, steps=6, step_size=step_size))
         encoded = model.encode(register)
         assert encoded.loss_after < 0.8 * encoded.loss_before, rule
+
+
+def test_in_triton_kernels_a_step_has_the_gradient_that_it_has_in_torch(
+    setup: Setup, documents: list[list[Segment]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interpreted: the operations that a GPU runs, in the model, with the gradient added to one flat buffer."""
+    pytest.importorskip("triton")
+    inner = InnerLoss(setup.adapted, [documents[0][:1]], token_limit=EVERYTHING)
+    prepared = inner.prepare(inner.batches[0])
+    weights = inner.weights(prepared)
+    theta = setup.initial[None].clone().requires_grad_()
+    loss, gradient = inner.gradient(theta, prepared, weights, differentiable=False)
+
+    monkeypatch.setenv("PERK_KERNELS", "triton")
+    in_triton = inner.gradient(theta, prepared, weights, differentiable=False)
+
+    torch.testing.assert_close(in_triton[0], loss)
+    torch.testing.assert_close(in_triton[1], gradient)

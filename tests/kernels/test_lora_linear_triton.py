@@ -1,0 +1,219 @@
+"""The Triton kernels of `lora_linear`, run in Triton's interpreter, against the formula in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from kernels import lora_linear, quantise_rows
+
+pytestmark = pytest.mark.usefixtures("in_triton")
+
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+SCALE = 0.7
+
+
+@dataclass
+class Case:
+    """Tensors of one call: x, a and b want gradients."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def random(cls, documents: int, tokens: int, inputs: int, outputs: int, rank: int, dtype: torch.dtype) -> Case:
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        x, weight, bias = draw(documents, tokens, inputs), draw(outputs, inputs), draw(outputs)
+        return cls(x, weight, bias, draw(documents, rank, inputs), draw(documents, outputs, rank))
+
+    @property
+    def learned(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.x, self.a, self.b
+
+    def in_float64(self) -> Case:
+        bias = None if self.bias is None else self.bias.double()
+        return Case(self.x.double(), self.weight.double(), bias, self.a.double(), self.b.double())
+
+
+def formula(case: Case) -> Tensor:
+    y = case.x @ case.weight.T + SCALE * (case.x @ case.a.mT) @ case.b.mT
+    return y if case.bias is None else y + case.bias
+
+
+def in_triton(case: Case) -> Tensor:
+    return lora_linear(case.x, case.weight, case.bias, case.a, case.b, SCALE)
+
+
+def derivatives(y: Tensor, learned: tuple[Tensor, ...]) -> list[Tensor]:
+    """y, its gradients along a fixed direction, and those gradients' own along others."""
+    generator = torch.Generator().manual_seed(1)
+
+    def direction(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.dtype)
+
+    first = torch.autograd.grad(y, learned, direction(y), create_graph=True)
+    second = torch.autograd.grad(first, learned, [direction(part) for part in first])
+    return [y.detach(), *(part.detach() for part in first), *second]
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert expected.numel() == 0 or error <= tolerance, f"relative error {error:.1e}"
+
+
+def check(case: Case, tolerance: float) -> None:
+    reference = case.in_float64()
+    for tensor in (*case.learned, *reference.learned):
+        tensor.requires_grad_()
+    actual = derivatives(in_triton(case), case.learned)
+    expected = derivatives(formula(reference), reference.learned)
+    for one, other in zip(actual, expected, strict=True):
+        assert_near(one, other, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("documents", "tokens", "inputs", "outputs", "rank", "dtype"),
+    [
+        (1, 37, 33, 50, 4, torch.float32),
+        (3, 66, 33, 70, 16, torch.float32),
+        (1, 40, 24, 70, 100, torch.float32),
+        (3, 5, 20, 24, 256, torch.float32),
+        (3, 37, 33, 50, 4, torch.bfloat16),
+        (1, 140, 72, 136, 16, torch.bfloat16),
+        (3, 33, 40, 70, 100, torch.bfloat16),
+        (1, 1, 50, 30, 256, torch.bfloat16),
+        (3, 1, 33, 20, 16, torch.float16),
+        (1, 0, 8, 9, 4, torch.bfloat16),
+    ],
+)
+def test_values_and_both_derivatives_are_those_of_the_formula(
+    documents: int, tokens: int, inputs: int, outputs: int, rank: int, dtype: torch.dtype
+) -> None:
+    check(Case.random(documents, tokens, inputs, outputs, rank, dtype), TOLERANCES[dtype])
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    documents=st.sampled_from([1, 3]),
+    tokens=st.integers(0, 40),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 70),
+    rank=st.sampled_from([1, 4, 16, 20]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_any_shape_is_right(
+    documents: int, tokens: int, inputs: int, outputs: int, rank: int, dtype: torch.dtype
+) -> None:
+    check(Case.random(documents, tokens, inputs, outputs, rank, dtype), TOLERANCES[dtype])
+
+
+def test_float64_derivatives_hold_against_differences() -> None:
+    case = Case.random(2, 2, 2, 3, 1, torch.float64)
+    for tensor in case.learned:
+        tensor.requires_grad_()
+
+    def apply(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return lora_linear(x, case.weight, case.bias, a, b, SCALE)
+
+    assert gradcheck(apply, case.learned, fast_mode=True)
+    assert gradgradcheck(apply, case.learned, fast_mode=True)
+
+
+def test_strides_are_followed() -> None:
+    """As they occur: sequences cut from a longer batch, GPT-2's transposed weights, views of a flat adapter buffer."""
+    case = Case.random(3, 20, 24, 40, 16, torch.float32)
+    wide = torch.randn(3, 60, 24)
+    theta = torch.randn(3, 16 * 24 + 7 + 40 * 16)
+    case.x = wide[:, 10:50:2]
+    case.weight = torch.randn(24, 40).T
+    case.a, case.b = theta[:, : 16 * 24].view(3, 16, 24), theta[:, 16 * 24 + 7 :].view(3, 40, 16)
+    reference = case.in_float64()
+    dy = torch.randn(3, 40, 20).mT
+    for tensor in (*case.learned, *reference.learned):
+        tensor.requires_grad_() if tensor.is_leaf else tensor.detach_().requires_grad_()
+
+    y, expected = in_triton(case), formula(reference)
+
+    assert_near(y, expected, 1e-5)
+    actual = torch.autograd.grad(y, case.learned, dy)
+    for one, other in zip(actual, torch.autograd.grad(expected, reference.learned, dy.double()), strict=True):
+        assert_near(one, other, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_of_8_bits_acts_as_its_rows_times_their_scales(dtype: torch.dtype) -> None:
+    case = Case.random(1, 35, 40, 50, 16, dtype)
+    quantised, row_scales = quantise_rows(case.weight)
+    reference = case.in_float64()
+    reference.weight = quantised.double() * row_scales.double()[:, None]
+    for tensor in (*case.learned, *reference.learned):
+        tensor.requires_grad_()
+
+    y = lora_linear(case.x, quantised, case.bias, case.a, case.b, SCALE, row_scales=row_scales)
+
+    actual, expected = derivatives(y, case.learned), derivatives(formula(reference), reference.learned)
+    for one, other in zip(actual, expected, strict=True):
+        assert_near(one, other, TOLERANCES[dtype])
+
+
+def test_a_weight_wider_or_narrower_than_the_inputs_is_read_as_it_is() -> None:
+    case = Case.random(1, 9, 20, 18, 4, torch.float32)
+    case.weight = case.weight.to(torch.bfloat16)
+    assert_near(in_triton(case), formula(case.in_float64()), 1e-5)
+
+
+def test_gradients_are_added_to_a_flat_buffer_and_come_out_the_same_to_the_last_bit() -> None:
+    case = Case.random(3, 300, 20, 18, 4, torch.bfloat16)
+    documents, (rows, inputs), outputs = 3, case.a.shape[1:], case.b.shape[1]
+    dy = torch.randn(3, 300, outputs).to(torch.bfloat16)
+
+    def accumulate() -> Tensor:
+        flat = torch.ones(documents, rows * inputs + outputs * rows)
+        into = flat[:, : rows * inputs].view(3, rows, inputs), flat[:, rows * inputs :].view(3, outputs, rows)
+        x, a, b = (tensor.detach().requires_grad_() for tensor in case.learned)
+        for part in (slice(0, 270), slice(270, 300)):
+            y = lora_linear(x[:, part], case.weight, case.bias, a, b, SCALE, gradients=into)
+            gradient = torch.autograd.grad(y, (x, a, b), dy[:, part], allow_unused=True)
+            assert gradient[1] is gradient[2] is None
+        return flat
+
+    reference = case.in_float64()
+    for tensor in reference.learned:
+        tensor.requires_grad_()
+    expected = torch.autograd.grad(formula(reference), (reference.a, reference.b), dy.double())
+
+    flat = accumulate()
+
+    assert_near(flat - 1, torch.cat([part.flatten(1) for part in expected], 1), 1e-2)
+    assert torch.equal(flat, accumulate())
+
+
+@pytest.mark.parametrize("documents", [1, 3])
+def test_a_decode_step_gives_each_document_its_own_adapter(documents: int) -> None:
+    case = Case.random(documents, 1, 70, 50, 16, torch.bfloat16)
+    with torch.no_grad():
+        assert_near(in_triton(case), formula(case.in_float64()), TOLERANCES[torch.bfloat16])
+
+
+def test_a_rank_beyond_the_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match="a: rank 257 is not between 1 and 256"):
+        in_triton(Case.random(1, 2, 3, 2, 257, torch.float32))
+
+
+def test_a_dtype_beyond_the_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"x: dtype torch\.int32 is not one of"):
+        in_triton(Case.random(1, 2, 3, 2, 2, torch.int32))
