@@ -195,11 +195,12 @@ def add_nll_shares_kernel(
             in_width = (h < width)[None, :]
             inside = alive[:, None] & in_width
             value = -tl.load(head + target[:, None] * w_v + h[None, :] * w_k, mask=inside, other=0.0).to(ACCUMULATOR)
-            for share in range(0, shares):
-                scale = tl.exp(tl.load(peaks + share * tokens + t, mask=alive, other=0.0) - log_total)
-                place = share.to(tl.int64) * tokens + t
+            place = t.to(tl.int64)
+            for _ in range(0, shares):
+                scale = tl.exp(tl.load(peaks + place, mask=alive, other=0.0) - log_total)
                 part = tl.load(sums + place[:, None] * width + h[None, :], mask=inside, other=0.0)
                 value += scale[:, None] * part
+                place += tokens
             tl.store(
                 gradient + row[:, None] * width + h[None, :],
                 value.to(gradient.dtype.element_ty),
@@ -333,11 +334,10 @@ def add_curvature_shares_kernel(
         h = start + tl.arange(0, BLOCK_H)
         in_width = (h < width)[None, :]
         value = tl.zeros((BLOCK_T, BLOCK_H), dtype=ACCUMULATOR)
-        for share in range(0, shares):
-            place = share.to(tl.int64) * tokens + t
-            value += tl.load(
-                sums + place[:, None] * width + h[None, :], mask=alive[:, None] & in_width, other=0.0
-            )
+        place = t.to(tl.int64)
+        for _ in range(0, shares):
+            value += tl.load(sums + place[:, None] * width + h[None, :], mask=alive[:, None] & in_width, other=0.0)
+            place += tokens
         tl.store(
             product + row[:, None] * width + h[None, :],
             value.to(product.dtype.element_ty),
@@ -360,7 +360,7 @@ def choose_blocks(dtype: torch.dtype, target: int, *, tangents: bool) -> Blocks:
     """Blocks that fit registers (no spills) and the shared memory of `target`: 163 KB, but 99 KB on 86 and 89."""
     small_memory = target in {86, 89, 120}
     if dtype.itemsize > 2:
-        return Blocks(64, 64, 32, 32, 8, 2)
+        return Blocks(64, 64, 32, 32, 8, 2) if target >= 90 and not small_memory else Blocks(64, 32, 16, 32, 8, 2)
     if target >= 90 and not small_memory:
         return Blocks(64, 128 if tangents else 256, 64, 64, 8, 3)
     return Blocks(64, 128, 32, 64, 8, 2 if small_memory else 3)
