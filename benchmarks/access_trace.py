@@ -102,9 +102,7 @@ def record_accesses(granule: int) -> Iterator[Trace]:
         addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
         itemsize = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         granules, counts = np.unique(addresses // np.uint64(granule), return_counts=True)
-        trace.launches[-1][-1].append(
-            Access(store, tuple(granules.tolist()), tuple((counts * itemsize).tolist()))
-        )
+        trace.launches[-1][-1].append(Access(store, tuple(granules.tolist()), tuple((counts * itemsize).tolist())))
 
     def load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         note(pointers, mask, store=False)

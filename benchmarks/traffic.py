@@ -15,26 +15,31 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 # Triton decides at its import whether kernels are interpreted.
 os.environ["TRITON_INTERPRET"] = "1"
-os.environ["PERK_KERNELS"] = "triton"
 
 import torch
 from torch import Tensor
 
-from benchmarks.access_trace import Gpu, Trace, count_dram_bytes, record_accesses
+from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record_accesses
 from kernels import adamw_update, lora_linear, rms_update, weighted_cross_entropy
+from kernels.dispatch import capability
 from kernels.model_shapes import MODEL_SHAPES, ModelShape
+from kernels.triton_ops.weighted_cross_entropy import choose_blocks
 
 __all__ = ["H100", "Case", "Row", "measure", "traffic_cases"]
 
 H100 = Gpu("H100", cache=50 << 20, processors=132)
 
 _GRANULE = 4 << 10
+# Of the head: 7 granules are a block of 128 rows of 896 bfloat16 numbers.
+_WIDE_GRANULE = 32 << 10
+# Blocks of the vocabulary of a program that are interpreted.
+_RECORDED = 3
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,19 @@ class Case:
 
     Attributes:
         name: what and how large.
-        run: runs it; its tensors exist already.
+        prepare: makes its tensors and returns the work to record.
         floor: bytes of each input once and each output once.
         peft: bytes of PEFT's sequence of operations for the same.
+        granule: bytes of a granule of the cache model.
+        finish: completes what was recorded.
     """
 
     name: str
-    run: Callable[[], object]
+    prepare: Callable[[], Callable[[], object]]
     floor: int
     peft: int
+    granule: int = _GRANULE
+    finish: Callable[[Trace], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +78,11 @@ class Row:
 
 def measure(case: Case, gpu: Gpu = H100) -> Row:
     """Run a case in the interpreter and count."""
-    with record_accesses(_GRANULE) as trace:
-        case.run()
-    return _row(case, trace, gpu)
-
-
-def _row(case: Case, trace: Trace, gpu: Gpu) -> Row:
+    work = case.prepare()
+    with record_accesses(case.granule) as trace:
+        work()
+    if case.finish is not None:
+        case.finish(trace)
     dram = count_dram_bytes(trace, gpu)
     return Row(
         case=case.name,
@@ -107,10 +115,16 @@ def _linear_cases(tokens: int, inputs: int, outputs: int, rank: int) -> Iterator
         sizes = ((1, tokens, inputs), (outputs, inputs), (1, rank, inputs), (1, outputs, rank))
         return tuple(torch.zeros(size, dtype=torch.bfloat16) for size in sizes)  # type: ignore[return-value]
 
-    def forward() -> None:
-        inputs_, weight, down, up = tensors()
-        with torch.no_grad():
-            lora_linear(inputs_, weight, None, down, up, 1.0)
+    def forward() -> Callable[[], object]:
+        x_, weight, down, up = tensors()
+        return torch.no_grad()(partial(lora_linear, x_, weight, None, down, up, 1.0))
+
+    def backward() -> Callable[[], object]:
+        x_, weight, down, up = tensors()
+        into = torch.zeros(1, rank, inputs), torch.zeros(1, outputs, rank)
+        learned = [tensor.requires_grad_() for tensor in (x_, down, up)]
+        y_ = lora_linear(x_, weight, None, down, up, 1.0, gradients=into)
+        return partial(torch.autograd.grad, y_, learned, torch.zeros_like(y_), allow_unused=True)
 
     yield Case(
         f"lora_linear {size}",
@@ -118,6 +132,14 @@ def _linear_cases(tokens: int, inputs: int, outputs: int, rank: int) -> Iterator
         floor=half * (x + w + a + b + y),
         # x Wᵀ, x Aᵀ, (x Aᵀ) Bᵀ, times s, sum.
         peft=half * ((x + w + y) + (x + a + low) + (low + b + y) + 2 * y + 3 * y),
+    )
+    yield Case(
+        f"lora_linear backward {size}",
+        backward,
+        floor=half * (y + w + x + low + a + b + x) + 2 * single * (a + b),
+        # s dy, dB, dy B, dA, (dy B) A, dy W, sum; and both gradients added to float32 ones.
+        peft=half * (2 * y + (y + low + b) + (y + b + low) + (low + x + a) + (low + a + x) + (y + w + x) + 3 * x)
+        + (half + 2 * single) * (a + b),
     )
 
 
@@ -131,7 +153,7 @@ def _update_cases(shape: ModelShape, rank: int) -> Iterator[Case]:
     rates = torch.ones(len(sizes))
     yield Case(
         f"adamw_update rank {rank}",
-        partial(
+        lambda: partial(
             adamw_update,
             theta,
             gradient,
@@ -149,7 +171,7 @@ def _update_cases(shape: ModelShape, rank: int) -> Iterator[Case]:
     )
     yield Case(
         f"rms_update rank {rank}",
-        partial(rms_update, theta, gradient, rates, sizes, epsilon=1e-8),
+        lambda: partial(rms_update, theta, gradient, rates, sizes, epsilon=1e-8),
         floor=4 * 3 * count,
         # Square, mean, division, and the step.
         peft=4 * (2 + 1 + 2 + 3) * count,
@@ -157,19 +179,59 @@ def _update_cases(shape: ModelShape, rank: int) -> Iterator[Case]:
 
 
 def _head_case(shape: ModelShape, tokens: int, vocabulary: int) -> Case:
-    """Loss and gradient to the hidden states."""
+    """Loss and gradient to the hidden states.
+
+    Every block of the vocabulary but a program's first is read as its second is, further on in the head. So the blocks
+    from the third on are written down and not interpreted: `_RECORDED` of each program are.
+    """
     hidden = torch.zeros(1, tokens, shape.hidden, dtype=torch.bfloat16, requires_grad=True)
     head = torch.zeros(vocabulary, shape.hidden, dtype=torch.bfloat16)
     targets = torch.zeros(1, tokens, dtype=torch.int64)
     weights = torch.ones(1, tokens, dtype=torch.bfloat16)
     x, w, logits = tokens * shape.hidden, head.numel(), tokens * vocabulary
+    block = choose_blocks(torch.bfloat16, capability(head.device), tangents=False)
+    shares = max(1, 128 // -(-tokens // block.tokens))
+    block_bytes = block.vocabulary * shape.hidden * head.itemsize
+    part = head[: shares * _RECORDED * block.vocabulary]
+    blocks = -(-vocabulary // (block.vocabulary * shares))
     return Case(
         f"weighted_cross_entropy {shape.hidden}x{vocabulary}",
-        partial(weighted_cross_entropy, hidden, head, targets, weights),
+        lambda: partial(weighted_cross_entropy, hidden, part, targets, weights),
         floor=2 * (2 * x + w) + 12 * tokens,
         # Logits, to float32, log-softmax, its gradient, to bfloat16, and the product with W.
         peft=2 * (x + w + logits) + 6 * logits + 8 * logits + 12 * logits + 6 * logits + 2 * (logits + w + x),
+        granule=_WIDE_GRANULE,
+        finish=partial(_extend, head=part, block_bytes=block_bytes, shares=shares, blocks=blocks),
     )
+
+
+def _extend(trace: Trace, head: Tensor, block_bytes: int, shares: int, blocks: int) -> None:
+    """Lengthen the programs of the first launch from `_RECORDED` blocks of the head to `blocks`."""
+    launch, granule = trace.launches[0], trace.granule
+    low, high = head.data_ptr() // granule, (head.data_ptr() + head.nbytes - 1) // granule
+    step = block_bytes // granule
+    moved: dict[tuple[int, int, int], Access] = {}
+    for number, program in enumerate(launch):
+        share = number * shares // len(launch)
+        # Before the first product: counts and targets. After the last: maximum, sum, and the target's logit.
+        before = next(i for i, access in enumerate(program) if low <= access.granules[0] <= high) - 1
+        length, rest = divmod(len(program) - before - 3, _RECORDED)
+        if rest:
+            raise RuntimeError(f"{len(program)} accesses are not {_RECORDED} blocks of one length")
+        second = program[before + length : before + 2 * length]
+        longer = program[:before]
+        for block in range(blocks):
+            # The shares lie further apart than they were recorded.
+            source = program[before : before + length] if block == 0 else second
+            shift = (share * (blocks - _RECORDED) + block - min(block, 1)) * step
+            for place, access in enumerate(source):
+                if low <= access.granules[0] <= high:
+                    key = (share, block, place)
+                    if key not in moved:
+                        moved[key] = replace(access, granules=tuple(g + shift for g in access.granules))
+                    access = moved[key]
+                longer.append(access)
+        launch[number] = longer + program[-3:]
 
 
 def main() -> int:
@@ -180,6 +242,7 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, help="write the table here")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     arguments = parser.parse_args()
+    os.environ["PERK_KERNELS"] = "triton"
     rows = []
     for case in traffic_cases(MODEL_SHAPES["Qwen2.5-0.5B"], arguments.tokens):
         if arguments.cases not in case.name:

@@ -2,9 +2,9 @@
 
 A program takes a block of one tensor of one document, so that its step size is one number from the table. AdamW is a
 single launch: θ, g, m, v once in, θ, m, v once out. The RMS rule needs a tensor's mean square before it can move its
-first element, which takes two: the first sums the squares of fixed parts, the second adds the parts in order (no atomics:
-the same bits in every run) and moves. It goes through the buffer backwards, so that what the first has read last is still
-in the L2 cache; beyond the cache's size g is read twice.
+first element, which takes two: the first sums the squares of fixed parts, the second adds the parts in order (no
+atomics: the same bits in every run) and moves. It goes through the buffer backwards, so that what the first has read
+last is still in the L2 cache; beyond the cache's size g is read twice.
 
 Bytes at least: AdamW 7 P numbers, the RMS rule 3 P (4 P where the buffer outgrows the cache).
 """

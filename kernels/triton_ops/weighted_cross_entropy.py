@@ -1,4 +1,4 @@
-"""LM head and token-weighted NLL (`kernels.weighted_cross_entropy`) in one pass over the head, and its curvature in one more.
+"""LM head and token-weighted NLL (`kernels.weighted_cross_entropy`) in one pass over the head, and its curvature.
 
 A program takes BLOCK_T tokens and a share of the vocabulary, block by block: it makes their logits on chip, keeps the
 running maximum m and the running sum Σ exp(l − m) of each token, and adds exp(l − m) W to a sum of the token's own,
@@ -133,9 +133,7 @@ def nll_kernel(
                 inside = in_tokens[:, None] & in_width[None, :]
                 sum_tile = sums + place[:, None] * width + h[None, :]
                 old = tl.load(sum_tile, mask=begun[:, None] & in_width[None, :], other=0.0) * decay[:, None]
-                new = tl.dot(
-                    share_of_each, w_tile.to(FACTOR), old, input_precision=PRECISION, out_dtype=ACCUMULATOR
-                )
+                new = tl.dot(share_of_each, w_tile.to(FACTOR), old, input_precision=PRECISION, out_dtype=ACCUMULATOR)
                 tl.store(sum_tile, new, mask=inside)
             # The next block may read with another thread what this one has written.
             tl.debug_barrier()
@@ -573,9 +571,7 @@ class _TokenNllGradient(torch.autograd.Function):
     """(softmax − onehot) W, ``[T, H]``, already computed in the forward pass; differentiable once more."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, tokens: Tokens, log_totals: Tensor, gradient: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, tokens: Tokens, log_totals: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, head, log_totals, gradient)
         ctx.tokens = tokens
         return gradient.view_as(gradient)

@@ -23,7 +23,9 @@ def draw(documents: int, size: int, seed: int, dtype: torch.dtype = torch.float3
     return torch.randn(documents, size, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def adamw(theta: Tensor, gradient: Tensor, first: Tensor, second: Tensor, rates: Tensor, sizes: Sequence[int]) -> Tensor:
+def adamw(
+    theta: Tensor, gradient: Tensor, first: Tensor, second: Tensor, rates: Tensor, sizes: Sequence[int]
+) -> Tensor:
     """New adapters and both new moments, ``[3, D, P]``."""
     moved, moments = adamw_update(
         theta, gradient, (first, second), rates, sizes, 3, betas=BETAS, weight_decay=0.1, epsilon=1e-4
@@ -75,7 +77,7 @@ def test_any_sizes_are_right(documents: int, sizes: list[int], monkeypatch: pyte
 
 
 def test_strides_are_followed() -> None:
-    """As they occur: an initialisation expanded over the documents, buffers cut from wider ones, and a transposed one."""
+    """As they occur: an initialisation expanded over documents, buffers cut from wider ones, and a transposed one."""
     sizes, rates = [30, 20], torch.tensor([0.1, 0.2])
     theta = draw(1, 50, 0).expand(3, -1)
     wide, transposed = draw(3, 80, 1)[:, 10:60], draw(50, 3, 2).T

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.nn import functional
 
 from kernels import weighted_cross_entropy
 
@@ -176,7 +175,16 @@ def test_where_no_token_weighs_anything_loss_and_gradient_are_zero() -> None:
 def test_large_logits_do_not_overflow() -> None:
     case = Case.random(1, 4, 8, 300, torch.float32)
     case.hidden *= 1e4
-    check(case, learned_weights=True)
+    reference = case.in_float64()
+    results = []
+    for one, run in ((case, in_triton), (reference, formula)):
+        one.hidden.requires_grad_()
+        results.append(derivatives(run(one), (one.hidden,)))
+    (loss, gradient, second), expected = results
+    assert_near(loss, expected[0], 1e-5)
+    assert_near(gradient, expected[1], 1e-5)
+    # Each token's probability is 1 somewhere: no curvature is left.
+    assert second.abs().max() < 1e-5
 
 
 def test_a_head_of_another_dtype_is_refused() -> None:
