@@ -5,6 +5,9 @@ AdamW (arXiv 1711.05101) with moments m, v and bias correction at step k (from 1
     θ ← θ − η (m̂ / sqrt(v̂ + ε²) + λ θ)
 RMS-normalised gradient descent: θ ← θ − η g / sqrt(mean(g²) + ε²), the mean taken over each tensor of each document.
 
+Where no derivative is asked for, CUDA tensors go through one launch of a Triton kernel, two for the RMS rule
+(`kernels.triton_ops.adapter_update`); meta-training, which differentiates the step, through the formulas below.
+
 ε² stands under the root so that the step has a derivative where a gradient is exactly zero (A's gradient while B = 0).
 """
 
@@ -14,6 +17,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from kernels.dispatch import use_triton
 
 __all__ = ["adamw_update", "rms_update"]
 
@@ -46,6 +51,21 @@ def adamw_update(
     Returns:
         New adapters ``[D, P]`` and new moments.
     """
+    if use_triton(theta) and not _is_differentiated(theta, gradient, *moments, step_sizes):
+        # Triton is imported where it runs, and nowhere else.
+        from kernels.triton_ops import adapter_update as triton_adapter_update
+
+        return triton_adapter_update.adamw_update(
+            theta,
+            gradient,
+            moments,
+            step_sizes,
+            sizes,
+            step,
+            betas=betas,
+            weight_decay=weight_decay,
+            epsilon=epsilon,
+        )
     first = torch.lerp(gradient, moments[0], betas[0])
     second = torch.lerp(gradient.square(), moments[1], betas[1])
     corrected = first / (1 - betas[0] ** step)
@@ -67,9 +87,18 @@ def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Seque
     Returns:
         New adapters, ``[D, P]``; differentiable in all tensors.
     """
+    if use_triton(theta) and not _is_differentiated(theta, gradient, step_sizes):
+        # Triton is imported where it runs, and nowhere else.
+        from kernels.triton_ops import adapter_update as triton_adapter_update
+
+        return triton_adapter_update.rms_update(theta, gradient, step_sizes, sizes, epsilon=epsilon)
     mean_square = torch.stack([part.square().mean(-1) for part in gradient.split(list(sizes), dim=-1)], dim=-1)
     factor = step_sizes * (mean_square + epsilon**2).rsqrt()
     return theta - _per_element(factor, sizes) * gradient
+
+
+def _is_differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _per_element(values: Tensor, sizes: Sequence[int]) -> Tensor:

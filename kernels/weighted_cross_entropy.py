@@ -5,7 +5,8 @@ inner loop. They are made and consumed in chunks of tokens that stay in cache. B
 known in closed form, (softmax − onehot) W, it is computed in the same pass over the logits; the second derivative
 goes through another pass, by the Hessian-vector product Wᵀ (p ∘ u − p (p · u)) with u = W v.
 
-Products with W, per token: 2 for loss and gradient, 3 more for the second derivative.
+Products with W, per token: 2 for loss and gradient, 3 more for the second derivative. The Triton kernels
+(`kernels.triton_ops.weighted_cross_entropy`) take as many, and keep the logits on chip.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from kernels.dispatch import use_triton
 
 __all__ = ["weighted_cross_entropy"]
 
@@ -34,6 +37,11 @@ def weighted_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight
     Returns:
         ``[D]`` sums over T, in the dtype of `hidden`; twice differentiable in `hidden` and `weights`.
     """
+    if use_triton(hidden):
+        # Triton is imported where it runs, and nowhere else.
+        from kernels.triton_ops import weighted_cross_entropy as triton_weighted_cross_entropy
+
+        return triton_weighted_cross_entropy.weighted_cross_entropy(hidden, head, targets, weights)
     flat = hidden.reshape(-1, hidden.shape[-1])
     nll: Tensor = _TokenNll.apply(flat, head, targets.reshape(-1))  # type: ignore[no-untyped-call]
     return (nll.view_as(weights) * weights).sum(-1)

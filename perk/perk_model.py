@@ -13,6 +13,7 @@ from perk.answer import Answer, Answering, AnswerRequest
 from perk.base_model import BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, load_checkpoint
 from perk.inner_loop import EncodedDocument, Encoding
+from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
 from perk.segments import Segment, normalise, split_segments
 
@@ -73,7 +74,9 @@ class PerkModel:
         """
         loaded = load_checkpoint(checkpoint)
         source = base or loaded.settings.base.source
-        return cls(load_base_model(source, device=device, report=report), loaded)
+        model = load_base_model(source, device=device, report=report)
+        use_liger(model)
+        return cls(model, loaded)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,261 @@
+"""One optimiser step over the flat adapter buffers of D documents (`kernels.adapter_update`).
+
+A program takes a block of one tensor of one document, so that its step size is one number from the table. AdamW is a
+single launch: θ, g, m, v once in, θ, m, v once out. The RMS rule needs a tensor's mean square before it can move its
+first element, which takes two: the first sums the squares of fixed parts, the second adds the parts in order (no
+atomics: the same bits in every run) and moves. It goes through the buffer backwards, so that what the first has read
+last is still in the L2 cache; beyond the cache's size g is read twice.
+
+Bytes at least: AdamW 7 P numbers, the RMS rule 3 P (4 P where the buffer outgrows the cache).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.dispatch import launch
+from kernels.model_shapes import ModelShape
+from kernels.triton_ops.numbers import accumulator, check_dtype
+
+__all__ = ["adamw_update", "aot_cases", "rms_update"]
+
+_BLOCK = 2048
+# Elements whose squares one program adds up, and most such parts of a tensor.
+_PART = 1 << 16
+_MAX_PARTS = 64
+
+
+@triton.jit(do_not_specialize=["first_decay", "second_decay", "first_scale", "second_scale"])
+def adamw_kernel(
+    theta,
+    gradient,
+    first,
+    second,
+    step_sizes,
+    starts,
+    new_theta,
+    new_first,
+    new_second,
+    first_decay,
+    second_decay,
+    first_scale,
+    second_scale,
+    weight_decay,
+    epsilon,
+    theta_d,
+    gradient_d,
+    first_d,
+    second_d,
+    size,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program: a block of a tensor (grid axis 0) of the table (axis 1) of a document (axis 2)."""
+    tensor = tl.program_id(1)
+    document = tl.program_id(2).to(tl.int64)
+    start = tl.load(starts + tensor) + tl.program_id(0).to(tl.int64) * BLOCK
+    end = tl.load(starts + tensor + 1)
+    if start >= end:
+        return
+    rate = tl.load(step_sizes + tensor).to(ACCUMULATOR)
+    i = start + tl.arange(0, BLOCK)
+    inside = i < end
+    g = tl.load(gradient + document * gradient_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
+    m = tl.load(first + document * first_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
+    v = tl.load(second + document * second_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
+    value = tl.load(theta + document * theta_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
+    m = g + first_decay * (m - g)
+    v = g * g + second_decay * (v - g * g)
+    move = m * first_scale / tl.sqrt(v * second_scale + epsilon * epsilon) + weight_decay * value
+    out = document * size + i
+    tl.store(new_first + out, m.to(new_first.dtype.element_ty), mask=inside)
+    tl.store(new_second + out, v.to(new_second.dtype.element_ty), mask=inside)
+    tl.store(new_theta + out, (value - rate * move).to(new_theta.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def square_sum_kernel(
+    gradient, starts, sums, gradient_d, parts, part_size, ACCUMULATOR: tl.constexpr, BLOCK: tl.constexpr
+):
+    """sums ``[D, M, parts]``: Σ g² over a part (grid axis 0) of a tensor (axis 1) of a document (axis 2)."""
+    part = tl.program_id(0)
+    tensor = tl.program_id(1)
+    document = tl.program_id(2).to(tl.int64)
+    start = tl.load(starts + tensor) + part.to(tl.int64) * part_size
+    end = tl.minimum(tl.load(starts + tensor + 1), start + part_size)
+    total = tl.zeros((BLOCK,), dtype=ACCUMULATOR)
+    for first in range(start, end, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        g = tl.load(gradient + document * gradient_d + i, mask=i < end, other=0.0).to(ACCUMULATOR)
+        total += g * g
+    tl.store(sums + (document * tl.num_programs(1) + tensor) * parts + part, tl.sum(total, 0))
+
+
+@triton.jit
+def rms_kernel(
+    theta,
+    gradient,
+    step_sizes,
+    starts,
+    sums,
+    new_theta,
+    epsilon,
+    theta_d,
+    gradient_d,
+    size,
+    parts,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+):
+    """A program as in `adamw_kernel`, counted from the end of the buffers."""
+    tensors = tl.num_programs(1)
+    tensor = tensors - 1 - tl.program_id(1)
+    document = (tl.num_programs(2) - 1 - tl.program_id(2)).to(tl.int64)
+    block = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
+    first = tl.load(starts + tensor)
+    end = tl.load(starts + tensor + 1)
+    start = first + block * BLOCK
+    if start >= end:
+        return
+    part = tl.arange(0, BLOCK_PARTS)
+    squares = tl.load(sums + (document * tensors + tensor) * parts + part, mask=part < parts, other=0.0)
+    mean_square = tl.sum(squares, 0) / (end - first).to(ACCUMULATOR)
+    factor = tl.load(step_sizes + tensor).to(ACCUMULATOR) / tl.sqrt(mean_square + epsilon * epsilon)
+    i = start + tl.arange(0, BLOCK)
+    inside = i < end
+    g = tl.load(gradient + document * gradient_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
+    value = tl.load(theta + document * theta_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
+    moved = value - factor * g
+    tl.store(new_theta + document * size + i, moved.to(new_theta.dtype.element_ty), mask=inside)
+
+
+def adamw_update(
+    theta: Tensor,
+    gradient: Tensor,
+    moments: tuple[Tensor, Tensor],
+    step_sizes: Tensor,
+    sizes: Sequence[int],
+    step: int,
+    *,
+    betas: tuple[float, float],
+    weight_decay: float,
+    epsilon: float,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`kernels.adamw_update` in Triton, without derivatives."""
+    table = _check(theta, step_sizes, sizes)
+    theta, gradient, first, second = (_rows(tensor) for tensor in (theta, gradient, *moments))
+    new = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (theta, *moments))
+    documents, size = theta.shape
+    launch(
+        adamw_kernel,
+        (triton.cdiv(max(sizes), _BLOCK), len(sizes), documents),
+        theta,
+        gradient,
+        first,
+        second,
+        step_sizes.contiguous(),
+        table,
+        *new,
+        betas[0],
+        betas[1],
+        1 / (1 - betas[0] ** step),
+        1 / (1 - betas[1] ** step),
+        weight_decay,
+        epsilon,
+        *(tensor.stride(0) for tensor in (theta, gradient, first, second)),
+        size,
+        ACCUMULATOR=accumulator(theta.dtype),
+        BLOCK=_BLOCK,
+        num_warps=8,
+    )
+    return new[0], (new[1], new[2])
+
+
+def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Sequence[int], *, epsilon: float) -> Tensor:
+    """`kernels.rms_update` in Triton, without derivatives."""
+    table = _check(theta, step_sizes, sizes)
+    theta, gradient = _rows(theta), _rows(gradient)
+    documents, size = theta.shape
+    part_size = max(_PART, _BLOCK * triton.cdiv(max(sizes), _BLOCK * _MAX_PARTS))
+    parts = triton.cdiv(max(sizes), part_size)
+    dtype = torch.float64 if theta.dtype == torch.float64 else torch.float32
+    sums = torch.empty(documents, len(sizes), parts, dtype=dtype, device=theta.device)
+    new_theta = torch.empty(theta.shape, dtype=theta.dtype, device=theta.device)
+    launch(
+        square_sum_kernel,
+        (parts, len(sizes), documents),
+        gradient,
+        table,
+        sums,
+        gradient.stride(0),
+        parts,
+        part_size,
+        ACCUMULATOR=accumulator(theta.dtype),
+        BLOCK=_BLOCK,
+        num_warps=8,
+    )
+    launch(
+        rms_kernel,
+        (triton.cdiv(max(sizes), _BLOCK), len(sizes), documents),
+        theta,
+        gradient,
+        step_sizes.contiguous(),
+        table,
+        sums,
+        new_theta,
+        epsilon,
+        theta.stride(0),
+        gradient.stride(0),
+        size,
+        parts,
+        ACCUMULATOR=accumulator(theta.dtype),
+        BLOCK=_BLOCK,
+        BLOCK_PARTS=triton.next_power_of_2(parts),
+        num_warps=8,
+    )
+    return new_theta
+
+
+def _check(theta: Tensor, step_sizes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Where each tensor starts, and the last one ends, ``[M + 1]``."""
+    check_dtype("theta", theta.dtype)
+    if sum(sizes) != theta.shape[1]:
+        raise ValueError(f"sizes: add up to {sum(sizes)}, and theta has {theta.shape[1]} elements")
+    if step_sizes.shape != (len(sizes),):
+        raise ValueError(f"step_sizes: shape {list(step_sizes.shape)} is not [{len(sizes)}], one for each tensor")
+    return _starts(tuple(sizes), theta.device)
+
+
+@lru_cache(maxsize=16)
+def _starts(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept, because it is the same in every step and its way to the device would be waited for."""
+    return torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0).to(device)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor ``[D, P]`` with neighbours in a row; documents may lie anywhere."""
+    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
+
+
+def aot_cases(shape: ModelShape) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Both rules on the float32 buffer of all layers."""
+
+    def update(rank: int) -> None:
+        layer = [rank * width for inputs, outputs in shape.linears for width in (inputs, outputs)]
+        sizes = layer * shape.layers
+        theta = torch.empty(1, sum(sizes), device="meta")
+        step_sizes = torch.empty(len(sizes), device="meta")
+        adamw_update(
+            theta, theta, (theta, theta), step_sizes, sizes, 1, betas=(0.9, 0.95), weight_decay=0.01, epsilon=1e-8
+        )
+        rms_update(theta, theta, step_sizes, sizes, epsilon=1e-8)
+
+    for rank in (16, 256):
+        yield f"float32 rank {rank}", partial(update, rank)

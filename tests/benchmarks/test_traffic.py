@@ -1,0 +1,80 @@
+"""Counting of kernels' memory accesses: cases counted by hand, and kernels small enough to be counted in a test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record_accesses
+from benchmarks.traffic import Case, measure, traffic_cases
+from kernels import adamw_update
+from kernels.model_shapes import ModelShape
+
+TINY = ModelShape("tiny", hidden=128, key_value=32, intermediate=256, vocabulary=1024, layers=1)
+
+
+def test_what_is_requested_is_counted_by_element_and_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERK_KERNELS", "triton")
+    theta = torch.zeros(1, 100)
+    with record_accesses(4096) as trace:
+        adamw_update(
+            theta, theta, (theta, theta), torch.ones(1), [100], 1, betas=(0.9, 0.95), weight_decay=0.0, epsilon=1e-8
+        )
+    # Seven times 100 numbers; the step size; where the tensor starts and ends.
+    assert trace.requested == 7 * 100 * 4 + 4 + 2 * 8
+    assert [len(launch) for launch in trace.launches] == [1]
+
+
+def _load(*granules: int) -> Access:
+    return Access(False, granules, (8,) * len(granules))
+
+
+def _store(*granules: int) -> Access:
+    return Access(True, granules, (8,) * len(granules))
+
+
+@pytest.mark.parametrize(
+    ("programs", "expected"),
+    [
+        ([[_load(1), _load(1)]], 10),
+        # The cache holds two granules: the third drives out the first.
+        ([[_load(1), _load(2), _load(3), _load(1)]], 40),
+        # What was used last stays.
+        ([[_load(1), _load(2), _load(1), _load(3), _load(1)]], 30),
+        # A store fills nothing, and is written once at the end, however often it is made; no more than the granule.
+        ([[_store(1), _store(1)]], 10),
+        # Driven out, it is written at once, and read again.
+        ([[_store(1), _load(2), _load(3), _load(1)]], 8 + 30),
+        # Two processors take turns, the third program waits for the next wave.
+        ([[_load(1), _load(2)], [_load(1), _load(2)], [_load(1)]], 20),
+        ([[_load(1), _load(2)], [_load(3), _load(4)], [_load(1)]], 50),
+        ([[]], 0),
+    ],
+)
+def test_the_cache_lets_through_what_it_does_not_hold(programs: list[list[Access]], expected: int) -> None:
+    gpu = Gpu("tiny", cache=20, processors=2)
+    assert count_dram_bytes(Trace(10, [programs]), gpu) == expected
+
+
+def _cases(tokens: int, name: str) -> list[Case]:
+    return [case for case in traffic_cases(TINY, tokens) if name in case.name]
+
+
+@pytest.mark.parametrize(("tokens", "name"), [(1024, "lora_linear 128x256 rank 16"), (512, "adamw_update")])
+def test_kernels_stay_near_the_floor_and_peft_does_not(tokens: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERK_KERNELS", "triton")
+    row = measure(_cases(tokens, name)[0])
+    assert 1 <= row.dram_to_floor <= 1.15
+    assert row.requested >= row.floor
+    assert row.peft_to_floor > 2
+
+
+def test_recording_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERK_KERNELS", "triton")
+    with record_accesses(4096) as trace:
+        pass
+    (case,) = _cases(512, "adamw_update")
+    case.prepare()()
+    assert trace.launches == []
