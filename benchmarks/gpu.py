@@ -185,7 +185,8 @@ def _draw(*shape: int, scale: float = 1.0, device: str) -> Tensor:
 
 
 def _error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+    wide, reference = actual.detach().double(), expected.detach().double()
+    return float((wide - reference).norm() / reference.norm())
 
 
 def _plot(rows: list[Row], path: Path) -> None:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from benchmarks.gpu import Contest, check, contests
+from benchmarks.gpu import Contest, check, contests, main
 from kernels.model_shapes import ModelShape
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ModelShape("tiny", hidden=16, key_value=8, intermediate=24, vocabulary=50, layers=2)
 
 
@@ -29,9 +23,8 @@ def test_a_wrong_contender_ends_the_run() -> None:
         check(contest)
 
 
-def test_without_a_gpu_it_says_so() -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "needs a CUDA device" in result.stderr
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    assert main() == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
