@@ -59,6 +59,7 @@ class AnswerBatch:
         self._waiting.append(row)
         return row
 
+    @torch.inference_mode()
     def cancel(self, row: AnswerRow) -> None:
         """Take a row out; nothing more is told of it."""
         row.finished = True

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perk import PerkModel
+from perk import InvalidInput, PerkModel
 from perk.base_model import load_base_model
 from perk.inner_loop import EncodedDocument, Encoding, InnerLoss
 from perk.lora import AdaptedModel
@@ -264,3 +264,17 @@ def test_the_loss_of_a_small_text_falls(make_model: Callable[..., PerkModel], fa
         model = make_model(family, inner=InnerSettings(rule=rule, steps=6, step_size=step_size))
         encoded = model.encode(register)
         assert encoded.loss_after < 0.8 * encoded.loss_before, rule
+
+
+def test_an_encoding_that_is_done_says_so(make_model: Callable[..., PerkModel]) -> None:
+    model = make_model()
+    encoding = model.start_encoding(["Mary went to the kitchen."])
+    while not encoding.done:
+        encoding.advance()
+    with pytest.raises(RuntimeError, match="encoding is done"):
+        encoding.advance()
+
+
+def test_there_must_be_a_document(make_model: Callable[..., PerkModel]) -> None:
+    with pytest.raises(InvalidInput, match="texts: got none"):
+        make_model().start_encoding([])
