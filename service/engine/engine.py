@@ -188,7 +188,13 @@ class Engine:
             waiting_limit=settings.queue_limit,
             metrics=self.metrics,
         )
-        questions = Questions(thread=self._thread, documents=documents, metrics=self.metrics, tracer=self._tracer)
+        questions = Questions(
+            thread=self._thread,
+            documents=documents,
+            deadline_seconds=settings.answer_deadline_seconds,
+            metrics=self.metrics,
+            tracer=self._tracer,
+        )
         for document_id in await store.queued():
             queue.add(document_id)
         self._background.append(asyncio.create_task(queue.run()))

@@ -34,23 +34,33 @@ class AnswerOptions:
 class Questions:
     """Questions of all documents. One event loop owns it."""
 
-    def __init__(self, *, thread: ModelThread, documents: Documents, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(
+        self,
+        *,
+        thread: ModelThread,
+        documents: Documents,
+        deadline_seconds: float,
+        metrics: Metrics,
+        tracer: Tracer,
+    ) -> None:
         """Put the parts together.
 
         Args:
             thread: runs the model.
             documents: have the adapters.
+            deadline_seconds: from a question's arrival to the end of its answer, at most.
             metrics: where questions are counted.
             tracer: takes their spans.
         """
         self._thread = thread
         self._documents = documents
+        self._deadline_seconds = deadline_seconds
         self._metrics = metrics
         self._tracer = tracer
         self._open: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
 
-    async def ask(self, document_id: str, question: str, options: AnswerOptions) -> AnswerStream:
-        """Put a question in the queue, with the adapter of its document.
+    async def ask(self, document_id: str, question: str, options: AnswerOptions, *, owner: str = "") -> AnswerStream:
+        """Put a question in the queue, with the adapter of its document; owners take turns.
 
         Raises:
             InvalidInput: it cannot be asked.
@@ -69,7 +79,9 @@ class Questions:
         )
         adapter = await self._documents.adapter(document_id)
         asked_at = time.monotonic()
-        queued = self._thread.ask(replace(request, adapter=adapter))
+        queued = self._thread.ask(
+            replace(request, adapter=adapter), owner=owner, deadline=arrived_at + self._deadline_seconds
+        )
         stream = AnswerStream(
             document_id,
             queued,
