@@ -22,6 +22,7 @@ from service.errors import (
     ServiceError,
     StorageFull,
     StoreError,
+    TookTooLong,
     TooManyTokens,
 )
 from service.metrics import Metrics
@@ -127,6 +128,8 @@ def _of_service(error: ServiceError) -> Problem:
             return Problem("document-too-large", 413, detail, errors)
         case QueueFull():
             return Problem("queue-full", 429, detail, headers=_retry_after(error.retry_after))
+        case TookTooLong():
+            return Problem("took-too-long", 504, detail)
         case NotReady():
             return Problem("not-ready", 503, f"{error.reason}: {detail}", headers=_retry_after(_RETRY_SECONDS))
         case StorageFull():

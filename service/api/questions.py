@@ -38,7 +38,7 @@ _OTHER_BYTES = 64 * 1024
             "content": {"text/event-stream": {}},
             "description": "The answer; with `stream`, events: `token` each with `text`, then `done` with the answer.",
         },
-        **problems(400, 401, 404, 409, 413, 415, 422, 429, 503),
+        **problems(400, 401, 404, 409, 413, 415, 422, 429, 503, 504),
     },
     openapi_extra=body_of(AskIn),
 )

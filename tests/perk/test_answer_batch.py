@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from perk import AnswerRequest, PerkModel
 from perk.answer_row import AnswerRow
-from perk.packed_linear import PackedLinear
+from perk.packed_linear import PackedLinear, can_pack
 from perk.settings import TemplateSettings
 
 QUESTIONS = ("Where is Mary?", "What is the grade of the student with ID 3109998?", "Why?", "Who has the apple?")
@@ -131,3 +132,21 @@ def test_a_packed_product_of_a_row_is_the_same_in_any_batch(outputs: int, inputs
         for rows in (1, 2, 3, 5, 8, 16, 31):
             assert torch.equal(packed(x[:rows]), whole[:rows])
             assert torch.equal(packed(x[64 - rows :]), whole[64 - rows :])
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["gone", "other arguments"])
+def test_where_torch_has_no_such_operators_answers_come_from_plain_products(
+    make_model: Callable[..., PerkModel], make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch, missing: bool
+) -> None:
+    model = make_model()
+    request = AnswerRequest(QUESTIONS[0], make_adapter(model, 1), max_tokens=8)
+    packed = model.answer(request.adapter, request.question, max_tokens=8)
+    assert can_pack(model.adapted.base.head)
+    arguments = [SimpleNamespace(name=name) for name in ("X", "W", "attr")]
+    other = SimpleNamespace(default=SimpleNamespace(_schema=SimpleNamespace(arguments=arguments)))
+    operators = SimpleNamespace() if missing else SimpleNamespace(_linear_pointwise=other, _reorder_linear_weight=other)
+    monkeypatch.setattr(torch.ops, "mkldnn", operators)
+
+    assert not can_pack(model.adapted.base.head)
+    plain = make_model().answer(request.adapter, request.question, max_tokens=8)
+    assert (plain.text, plain.completion_tokens) == (packed.text, packed.completion_tokens)

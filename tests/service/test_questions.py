@@ -183,6 +183,18 @@ def test_questions_beyond_the_queue_are_refused(start_service: Callable[..., Any
     assert service.metric('perk_rejected_total{reason="queue-full"}') == len(refused)
 
 
+def test_a_question_has_no_longer_than_its_deadline(start_service: Callable[..., Any], story: str) -> None:
+    service = start_service(answer_deadline_seconds=0.001).until_ready()
+    document = service.encode(story)
+
+    response = service.client.post(f"/documents/{document['id']}/ask", json={"question": "Who?", "max_tokens": 100})
+
+    assert response.status_code == 504
+    assert response.json()["type"] == "urn:perk:problem:took-too-long"
+    assert "PERK_ANSWER_DEADLINE_SECONDS" in response.json()["detail"]
+    service.until(lambda: service.metric('perk_questions_total{outcome="failed"}') == 1)
+
+
 def test_one_bad_question_of_many_fails_alone(service: Any, story: str) -> None:
     document = service.encode(story)
     too_long = "Where is the apple? " * 350
