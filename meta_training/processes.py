@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["Processes", "join_processes"]
@@ -33,7 +34,7 @@ class Processes:
         """Sum of a tensor over all processes, the same in each; every process must call it."""
         if self.count == 1:
             return tensor
-        from accelerate.utils import reduce
+        from accelerate.utils import reduce  # type: ignore[import-untyped]
 
         summed = reduce(tensor, "sum")
         assert isinstance(summed, Tensor)
@@ -45,7 +46,8 @@ def join_processes() -> Processes:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     # Takes seconds to import, and one process needs nothing of it.
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
-    state = PartialState()
+    # It meets over gloo only where it is told that there is no GPU.
+    state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.num_processes, state.process_index, str(state.device))
