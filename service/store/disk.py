@@ -84,9 +84,9 @@ class DiskStore:
         record = await asyncio.to_thread(self._index.find, document_id)
         return record if record is not None and record.fingerprint == self._fingerprint else None
 
-    async def page(self, limit: int, after: Place | None) -> list[DocumentRecord]:
+    async def page(self, limit: int, after: Place | None, *, owner: str = "") -> list[DocumentRecord]:
         """As `DocumentStore.page`."""
-        return await asyncio.to_thread(self._index.page, self._fingerprint, limit, after)
+        return await asyncio.to_thread(self._index.page, self._fingerprint, owner, limit, after)
 
     async def queued(self) -> list[str]:
         """As `DocumentStore.queued`."""
@@ -96,9 +96,9 @@ class DiskStore:
         """As `DocumentStore.text`."""
         return await asyncio.to_thread(self._index.text, document_id)
 
-    async def counts(self) -> dict[str, int]:
+    async def counts(self, *, owner: str | None = None) -> dict[str, int]:
         """As `DocumentStore.counts`."""
-        return await asyncio.to_thread(self._index.counts, self._fingerprint)
+        return await asyncio.to_thread(self._index.counts, self._fingerprint, owner)
 
     async def mark_queued(self, document_id: str) -> None:
         """As `DocumentStore.mark_queued`."""

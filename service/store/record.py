@@ -46,6 +46,7 @@ class DocumentRecord:
         expires_at: Unix time in seconds after which the adapter is dropped; None: never.
         encode: summary, once ready.
         error: why it failed.
+        owner: tenant that sent it; empty where no keys are set. Only this one may know that it exists.
     """
 
     id: str
@@ -61,3 +62,4 @@ class DocumentRecord:
     expires_at: float | None = None
     encode: EncodeSummary | None = None
     error: str | None = None
+    owner: str = ""
