@@ -19,6 +19,7 @@ from service.api.openapi import allowed_methods
 from service.api.problems import ProblemError, as_problem, problem_response
 from service.engine.engine import Engine, load_perk_model
 from service.errors import ServiceError
+from service.keys import KeyRing
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -50,6 +51,7 @@ def create_app(settings: Settings, *, load_model: Callable[[Settings], PerkModel
     )
     app.state.engine = engine
     app.state.settings = settings
+    app.state.keys = KeyRing(settings.api_keys, settings.limits)
     for error in (ProblemError, PerkError, ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, _answer_error)
     app.add_exception_handler(ClientDisconnect, _answer_no_one)

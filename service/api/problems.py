@@ -17,11 +17,15 @@ from service.errors import (
     DocumentFailed,
     DocumentNotFound,
     DocumentNotReady,
+    ExtractionFailed,
     NotReady,
     QueueFull,
+    RateExceeded,
     ServiceError,
     StorageFull,
     StoreError,
+    TokensSpent,
+    TooManyDocuments,
     TooManyTokens,
 )
 from service.metrics import Metrics
@@ -125,6 +129,14 @@ def _of_service(error: ServiceError) -> Problem:
         case TooManyTokens():
             errors = (FieldError("text", f"more than {error.limit} tokens", f"at most {error.limit} tokens"),)
             return Problem("document-too-large", 413, detail, errors)
+        case ExtractionFailed():
+            return invalid_fields(FieldError("file", error.value, error.limit))
+        case TooManyDocuments():
+            return Problem("too-many-documents", 403, detail)
+        case RateExceeded():
+            return Problem("rate-exceeded", 429, detail, headers=_limited(error.limit, error.retry_after))
+        case TokensSpent():
+            return Problem("tokens-spent", 429, detail, headers=_retry_after(error.retry_after))
         case QueueFull():
             return Problem("queue-full", 429, detail, headers=_retry_after(error.retry_after))
         case NotReady():
@@ -144,6 +156,11 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
     return JSONResponse(
         problem.body(request.url.path), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE
     )
+
+
+def _limited(limit: int, seconds: int) -> dict[str, str]:
+    conventional = {"X-RateLimit-Limit": str(limit), "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(seconds)}
+    return conventional | _retry_after(seconds)
 
 
 def _retry_after(seconds: int) -> dict[str, str]:

@@ -185,10 +185,12 @@ class DocumentIndex:
         with self._transaction() as connection:
             connection.execute("UPDATE documents SET status = 'failed', error = ? WHERE id = ?", (error, document_id))
 
-    def delete(self, document_id: str) -> bool:
-        """Forget a document, its text and its adapter's checksum; whether it was there."""
+    def delete(self, document_id: str, owner: str) -> bool:
+        """Forget a document, its text and its adapter's checksum; whether its owner had it."""
         with self._transaction() as connection:
-            deleted = connection.execute("DELETE FROM documents WHERE id = ?", (document_id,)).rowcount
+            deleted = connection.execute(
+                "DELETE FROM documents WHERE id = ? AND owner = ?", (document_id, owner)
+            ).rowcount
         if deleted:
             self._truncate_log(document_id)
         return bool(deleted)

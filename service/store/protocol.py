@@ -72,8 +72,8 @@ class DocumentStore(Protocol):
     async def mark_failed(self, document_id: str, error: str) -> None:
         """The document could not be encoded."""
 
-    async def delete(self, document_id: str) -> bool:
-        """Forget record, text and adapter, under whatever fingerprint; whether there was such a document."""
+    async def delete(self, document_id: str, *, owner: str = "") -> bool:
+        """Forget record, text and adapter, under whatever fingerprint; whether `owner` had such a document."""
 
     async def expired(self, now: float) -> list[str]:
         """Ids of documents whose adapter is kept beyond its time."""

@@ -359,6 +359,9 @@ def test_each_owner_has_pages_and_counts_of_its_own(opened: Opened) -> None:
         assert await store.counts() == {"queued": 4}
         assert await store.counts(owner="a") == {"queued": 2}
         assert await store.queued() == [_record(number).id for number in range(4)]
+        assert not await store.delete(_record(2).id, owner="a")
+        assert await store.find(_record(2).id) == _record(2, owner="b")
+        assert await store.delete(_record(2).id, owner="b")
 
     asyncio.run(scenario(opened.store))
 
