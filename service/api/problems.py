@@ -30,7 +30,15 @@ from service.errors import (
 )
 from service.metrics import Metrics
 
-__all__ = ["MEDIA_TYPE", "Problem", "ProblemError", "as_problem", "invalid_fields", "problem_response"]
+__all__ = [
+    "MEDIA_TYPE",
+    "Problem",
+    "ProblemError",
+    "as_problem",
+    "invalid_fields",
+    "is_openai_path",
+    "problem_response",
+]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -73,6 +81,12 @@ class Problem:
             body["errors"] = [error.body() for error in self.errors]
         return body
 
+    def openai_body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        code = "model_not_found" if self.name == "not-found" else self.name.replace("-", "_")
+        param = self.errors[0].field if self.errors else "model" if self.name == "not-found" else None
+        return {"error": {"message": self.detail, "type": _openai_type(self.status), "param": param, "code": code}}
+
 
 class ProblemError(Exception):
     """A request that is refused before anything is done for it."""
@@ -102,6 +116,20 @@ def as_problem(error: Exception) -> Problem:
             return _of_service(error)
         case _:
             return Problem("internal", 500, "an internal error; the log has it under this request's id")
+
+
+def _openai_type(status: int) -> str:
+    match status:
+        case 401:
+            return "authentication_error"
+        case 403:
+            return "permission_error"
+        case 429:
+            return "rate_limit_error"
+        case status if status >= 500:
+            return "server_error"
+        case _:
+            return "invalid_request_error"
 
 
 def _of_framework(error: HTTPException) -> Problem:
@@ -153,9 +181,16 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
     """The response, counted."""
     metrics: Metrics = request.app.state.engine.metrics
     metrics.rejected.labels(problem.name).inc()
+    if is_openai_path(request):
+        return JSONResponse(problem.openai_body(), status_code=problem.status, headers=problem.headers)
     return JSONResponse(
         problem.body(request.url.path), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE
     )
+
+
+def is_openai_path(request: Request) -> bool:
+    """Whether errors of this path are OpenAI's error object."""
+    return request.url.path.startswith("/v1/")
 
 
 def _limited(limit: int, seconds: int) -> dict[str, str]:

@@ -45,7 +45,11 @@ _AGAIN_SECONDS = 30.0
 
 
 class Documents:
-    """All documents of one configuration. One event loop owns it."""
+    """All documents of one configuration. One event loop owns it.
+
+    Attributes:
+        model_name: of the base.
+    """
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class Documents:
             quotas: what each tenant has used.
             metrics: where documents are counted.
         """
-        self._model_name = model.name
+        self.model_name = model.name
         self._checkpoint_name = model.checkpoint_name
         self._fingerprint = model.fingerprint
         self._thread = thread
@@ -276,7 +280,7 @@ class Documents:
         if record.status == "queued":
             # It has one, unless storing or deleting it was interrupted.
             flight = self._queue.add(record.id)
-        return Document.of(record, flight, model=self._model_name, checkpoint=self._checkpoint_name)
+        return Document.of(record, flight, model=self.model_name, checkpoint=self._checkpoint_name)
 
     async def _kept_adapter(self, record: DocumentRecord) -> Tensor | None:
         if record.expires_at is not None and record.expires_at <= time.time():
