@@ -130,6 +130,7 @@ class Documents:
                     bytes=len(canonical.encode()),
                     tokens=tokens,
                     created_at=time.time(),
+                    text_id=shared_id,
                     owner=tenant.owner,
                 ),
                 canonical,

@@ -57,6 +57,7 @@ CREATE TABLE adapters (
 _UPGRADES = (
     _SCHEMA,
     """
+ALTER TABLE documents ADD COLUMN text_id TEXT NOT NULL DEFAULT '';
 ALTER TABLE documents ADD COLUMN owner TEXT NOT NULL DEFAULT '';
 CREATE INDEX documents_by_owner ON documents (fingerprint, owner, created_at, id);
 """,

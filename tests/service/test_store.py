@@ -338,7 +338,8 @@ def test_an_index_of_the_first_format_is_read_on_and_its_documents_have_no_owner
     asyncio.run(opened.store.add(_record(), "text"))
     with sqlite3.connect(opened.path / "documents.sqlite") as index:
         index.executescript(
-            "DROP INDEX documents_by_owner; ALTER TABLE documents DROP COLUMN owner; PRAGMA user_version = 1"
+            "DROP INDEX documents_by_owner; ALTER TABLE documents DROP COLUMN owner;"
+            "ALTER TABLE documents DROP COLUMN text_id; PRAGMA user_version = 1"
         )
 
     store = opened.reopen()
