@@ -103,7 +103,7 @@ def _answer(model: PerkModel, adapter: Tensor | None, questions: Sequence[str]) 
 def _index(model: PerkModel, context: str) -> PassageIndex:
     """The document's segments, as an adapter would be trained on, without their prefixes."""
     tokenizer = model.base.tokenizer
-    return PassageIndex([str(tokenizer.decode(s.ids[s.prefix_tokens :])) for s in model.split(context)])
+    return PassageIndex([str(tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in model.split(context)])
 
 
 def _in_context(model: PerkModel, context: str, question: str) -> str:

@@ -209,10 +209,11 @@ class EncodeQueue:
     async def _encode(self, flight: Flight) -> EncodedDocument | None:
         """None where the document has been deleted."""
         text = await self._persist(lambda: self._documents.text(flight.document_id))
-        if text is None:
+        record = await self._persist(lambda: self._documents.find(flight.document_id))
+        if text is None or record is None:
             return None
         found = await self._thread.call(lambda model: model.document_id(text))
-        if found != flight.document_id:
+        if found != (record.text_id or record.id):
             raise DamagedText(flight.document_id)
         loop = asyncio.get_running_loop()
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 import weakref
 from dataclasses import dataclass, replace
+from functools import partial
 
 from perk.answer import AnswerRequest
 from service.engine.answer_stream import AnswerStream
 from service.engine.documents import Documents
 from service.engine.model_thread import ModelThread
+from service.engine.quotas import Quotas
 from service.errors import DocumentNotFound
+from service.keys import Tenant
 from service.metrics import Metrics
 from service.tracing import Tracer
 
@@ -34,25 +37,36 @@ class AnswerOptions:
 class Questions:
     """Questions of all documents. One event loop owns it."""
 
-    def __init__(self, *, thread: ModelThread, documents: Documents, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(
+        self, *, thread: ModelThread, documents: Documents, quotas: Quotas, metrics: Metrics, tracer: Tracer
+    ) -> None:
         """Put the parts together.
 
         Args:
             thread: runs the model.
             documents: have the adapters.
+            quotas: what each tenant has used.
             metrics: where questions are counted.
             tracer: takes their spans.
         """
         self._thread = thread
         self._documents = documents
+        self._quotas = quotas
         self._metrics = metrics
         self._tracer = tracer
         self._open: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
 
-    async def ask(self, document_id: str, question: str, options: AnswerOptions) -> AnswerStream:
+    async def ask(self, document_id: str | None, question: str, options: AnswerOptions, tenant: Tenant) -> AnswerStream:
         """Put a question in the queue, with the adapter of its document.
 
+        Args:
+            document_id: of the document; None asks the base model alone.
+            question: of a user.
+            options: how to decode the answer.
+            tenant: who asks, and owns the document.
+
         Raises:
+            TokensSpent: the tenant has no tokens left.
             InvalidInput: it cannot be asked.
             ServiceError: as `Documents.adapter`.
             QueueFull: too many questions wait.
@@ -67,7 +81,8 @@ class Questions:
             seed=options.seed,
             stop=options.stop,
         )
-        adapter = await self._documents.adapter(document_id)
+        self._quotas.require_tokens(tenant)
+        adapter = None if document_id is None else await self._documents.adapter(document_id, tenant.owner)
         asked_at = time.monotonic()
         queued = self._thread.ask(replace(request, adapter=adapter))
         stream = AnswerStream(
@@ -75,6 +90,7 @@ class Questions:
             queued,
             arrived_at=arrived_at,
             asked_at=asked_at,
+            spend=partial(self._quotas.spend, tenant),
             metrics=self._metrics,
             tracer=self._tracer,
         )
