@@ -231,9 +231,27 @@ class Encoding:
         """Share of the slices done, 0 to 1."""
         return self._slices_done / self._slices
 
+    @property
+    def segments_done(self) -> list[int]:
+        """Segments of each document that the running pass over it has read, estimated from its share of slices."""
+        batches = len(self._inner_loss.batches)
+        read = batches if self.done else self._slices_done % batches
+        return [segments * read // batches for segments in self.segments]
+
+    @property
+    def loss(self) -> list[float]:
+        """Weighted mean NLL per token entering the last finished step, in nats, of each document; empty before it."""
+        return self._losses[-1].tolist() if self._losses else []
+
     @torch.no_grad()
     def advance(self) -> None:
-        """Run one slice."""
+        """Run one slice.
+
+        Raises:
+            RuntimeError: the encoding is done.
+        """
+        if self.done:
+            raise RuntimeError(f"encoding is done: all {self._slices} slices have run")
         started = time.perf_counter()
         next(self._work)
         self._slices_done += 1

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from kernels import lora_linear
 from perk.base_model import BaseModel
 from perk.errors import BaseModelError, InvalidInput
+from perk.packed_linear import PackedLinear, can_pack
 from perk.settings import LoraSettings
 
 __all__ = ["AdaptedModel", "AdapterLayout", "LoraLinear", "export_peft"]
@@ -42,6 +43,7 @@ class LoraLinear(nn.Module):
         self.adapter: tuple[Tensor, Tensor] | None = None
         # Where the gradients of A and B are added to; None: autograd hands them on.
         self.gradients: tuple[Tensor, Tensor] | None = None
+        self.packed: PackedLinear | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -52,12 +54,16 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[D·S, T, in]`` to ``[D·S, T, out]``."""
         if self.adapter is None:
-            unchanged: Tensor = self.frozen(x)
+            unchanged: Tensor = self.frozen(x) if self.packed is None else self.packed(x)
             return unchanged
         a, b = self.adapter
         documents = a.shape[0]
         flat = x.reshape(documents, -1, x.shape[-1])
-        y = lora_linear(flat, self.weight, self.frozen.bias, a, b, self.scale, gradients=self.gradients)
+        if self.packed is not None:
+            low = flat @ a.transpose(-1, -2)
+            y = torch.baddbmm(self.packed(flat), low, b.transpose(-1, -2), alpha=self.scale)
+        else:
+            y = lora_linear(flat, self.weight, self.frozen.bias, a, b, self.scale, gradients=self.gradients)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -116,11 +122,13 @@ class AdaptedModel:
         self.settings = settings
         _require_supported(base)
         layers_name, layers = _decoder_layers(base.backbone)
+        self._head: PackedLinear | None = None
+        self._packed: list[PackedLinear] = []
         if settings.first_layer >= len(layers):
             raise InvalidInput(
                 "lora.first_layer", str(settings.first_layer), f"less than the base's {len(layers)} layers"
             )
-        self._linears = _attach(base, layers, layers_name, settings)
+        self._linears, self._all_linears = _attach(base, layers, layers_name, settings)
         self.layout = AdapterLayout(
             modules=tuple(self._linears),
             shapes=tuple(
@@ -153,6 +161,28 @@ class AdaptedModel:
         finally:
             for linear in linears:
                 linear.adapter = linear.gradients = None
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Use products made for few rows in every forward pass inside the block, where `can_pack` says they exist.
+
+        The first use lays out all weights, which takes a moment and as much memory as they do.
+        """
+        packs = can_pack(self.base.head)
+        if packs and self._head is None:
+            self._head = PackedLinear(self.base.head, None)
+            self._packed = [PackedLinear(linear.weight, linear.frozen.bias) for linear in self._all_linears]
+        for linear, packed in zip(self._all_linears, self._packed, strict=packs):
+            linear.packed = packed
+        try:
+            yield
+        finally:
+            for linear in self._all_linears:
+                linear.packed = None
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits ``[R, V]`` of last hidden states ``[R, H]``, when decoding."""
+        return states @ self.base.head.T if self._head is None else self._head(states)
 
     def lower_states(self, ids: Tensor) -> Tensor:
         """Input of the first adapted layer, ``[B, T, H]``, for token ids ``[B, T]``; independent of any adapter."""
@@ -198,24 +228,28 @@ def _decoder_layers(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
     return name, layers
 
 
-def _attach(base: BaseModel, layers: nn.ModuleList, layers_name: str, settings: LoraSettings) -> dict[str, LoraLinear]:
+def _attach(
+    base: BaseModel, layers: nn.ModuleList, layers_name: str, settings: LoraSettings
+) -> tuple[dict[str, LoraLinear], list[LoraLinear]]:
+    """Wrap the linear modules of all layers; returns those that may carry an adapter, by their paths, and all."""
     if any(isinstance(module, LoraLinear) for module in layers.modules()):
         raise ValueError(f"base {base.name!r} carries an adapter already: load it again for another")
     prefix = f"{base.model.base_model_prefix}.{layers_name}"
     attached: dict[str, LoraLinear] = {}
-    for index in range(settings.first_layer, len(layers)):
-        layer = layers[index]
+    every: list[LoraLinear] = []
+    for index, layer in enumerate(layers):
         linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
         for name, module in linears:
-            if settings.targets != "all-linear" and name.rsplit(".", 1)[-1] not in settings.targets:
-                continue
             lora = LoraLinear(module, settings.scale)
             parent, _, leaf = name.rpartition(".")
             setattr(layer.get_submodule(parent), leaf, lora)
-            attached[f"{prefix}.{index}.{name}"] = lora
+            every.append(lora)
+            targeted = settings.targets == "all-linear" or leaf in settings.targets
+            if targeted and index >= settings.first_layer:
+                attached[f"{prefix}.{index}.{name}"] = lora
     if not attached:
         raise InvalidInput("lora.targets", repr(settings.targets), "names of linear modules of the base's layers")
-    return attached
+    return attached, every
 
 
 def _cut(backbone: nn.Module, layers_name: str, layers: nn.ModuleList, *, upper: bool) -> nn.Module:

@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from perk.answer import Answer, Answering, AnswerRequest
+from perk.answer_batch import AnswerBatch
 from perk.base_model import BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, load_checkpoint
+from perk.errors import InvalidInput
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
@@ -121,7 +123,12 @@ class PerkModel:
             texts: the documents.
             memory_budget: bytes for activations (default 2 GiB); a smaller one means more and smaller micro-batches,
                 and the same adapters.
+
+        Raises:
+            InvalidInput: there is no text, or one is empty or holds NUL characters.
         """
+        if not texts:
+            raise InvalidInput("texts", "none", "at least one document")
         budget = memory_budget or _DEFAULT_BUDGET
         layers = self.base.model.config.num_hidden_layers - self.settings.lora.first_layer
         per_token = self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN * self.base.dtype.itemsize
@@ -143,6 +150,10 @@ class PerkModel:
         while not encoding.done:
             encoding.advance()
         return encoding.results()[0]
+
+    def start_batch(self) -> AnswerBatch:
+        """Start an empty batch, which questions may join and leave between two tokens."""
+        return AnswerBatch(self.adapted, self.settings.templates)
 
     def start_answer(self, requests: Sequence[AnswerRequest]) -> Answering:
         """Start a batch of questions, each with its own adapter."""

@@ -20,6 +20,7 @@ __all__ = [
     "TokensSpent",
     "TooManyDocuments",
     "TooManyTokens",
+    "TookTooLong",
     "is_disk_full",
 ]
 
@@ -132,6 +133,13 @@ class DocumentFailed(ServiceError):
 
     def __init__(self, document_id: str, reason: str) -> None:
         super().__init__(f"document {document_id} could not be encoded ({reason}); send its text again to retry")
+
+
+class TookTooLong(ServiceError):
+    """A question has no whole answer by its deadline."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer took longer than this service gives a question (PERK_ANSWER_DEADLINE_SECONDS)")
 
 
 class TooManyTokens(ServiceError):

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
         ge=_MIB,
         description="memory for documents: half for adapters at hand, half for encoding",
     )
+    answer_deadline_seconds: float = Field(
+        300, gt=0, allow_inf_nan=False, description="time that a question has until the end of its answer"
+    )
     stop_grace_seconds: float = Field(
         20, ge=0, allow_inf_nan=False, description="time that running answers get when the service is stopped"
     )

@@ -82,6 +82,16 @@ class EncodeOut(BaseModel):
     loss_after: float
 
 
+class EncodingOut(BaseModel):
+    """An encode that runs: inner steps, segments read of those in this pass, loss in nats per token, seconds left."""
+
+    step: int
+    steps: int
+    segments_done: int
+    loss: float | None
+    seconds_left: float | None
+
+
 class DocumentOut(BaseModel):
     """A document; times in RFC 3339, UTC."""
 
@@ -100,6 +110,7 @@ class DocumentOut(BaseModel):
     model: str
     checkpoint: str
     encode: EncodeOut | None
+    encoding: EncodingOut | None = Field(None, exclude_if=lambda encoding: encoding is None)
     error: str | None = Field(None, exclude_if=lambda error: error is None)
 
     @classmethod
@@ -121,6 +132,7 @@ class DocumentOut(BaseModel):
             model=document.model,
             checkpoint=document.checkpoint,
             encode=None if record.encode is None else EncodeOut.model_validate(record.encode, from_attributes=True),
+            encoding=_encoding(document),
             error=record.error,
         )
 
@@ -153,6 +165,7 @@ class AnswerOut(BaseModel):
 
     id: str
     answer: str
+    support: str = Field(description="what was recalled of the document before the answer; empty where nothing was")
     finish_reason: Literal["stop", "length"]
     usage: UsageOut
     timings: TimingsOut
@@ -164,6 +177,7 @@ class AnswerOut(BaseModel):
             {
                 "id": stream.id,
                 "answer": text,
+                "support": stream.support,
                 "finish_reason": stream.finish_reason,
                 "usage": {"prompt_tokens": stream.prompt_tokens, "completion_tokens": stream.completion_tokens},
                 "timings": vars(stream.timings),
@@ -181,6 +195,20 @@ class ProblemOut(BaseModel):
     instance: str
     errors: list[dict[Literal["field", "value", "limit"], str]] = Field(
         default_factory=list, description="the fields that are wrong"
+    )
+
+
+def _encoding(document: Document) -> EncodingOut | None:
+    progress = document.encoding
+    if progress is None:
+        return None
+    left = document.seconds_left
+    return EncodingOut(
+        step=progress.step,
+        steps=progress.steps,
+        segments_done=progress.segments_done[0] if progress.segments_done else 0,
+        loss=progress.loss[0] if progress.loss else None,
+        seconds_left=None if left is None else round(left, 1),
     )
 
 

@@ -38,6 +38,7 @@ class AnswerStream:
         id: of the answer.
         document_id: of the document asked; None: the base model.
         finish_reason: ``stop`` or ``length``, once ended.
+        support: what was recalled of the document before the answer, once ended.
         timings: once ended.
     """
 
@@ -66,6 +67,7 @@ class AnswerStream:
         self.id = f"ans_{uuid.uuid4().hex}"
         self.document_id = document_id
         self.finish_reason: str | None = None
+        self.support = ""
         self.timings: Timings | None = None
         self._question = question
         self._arrived_at = arrived_at
@@ -110,6 +112,7 @@ class AnswerStream:
                 if delta.text:
                     yield delta.text
                 if delta.finish_reason is not None:
+                    self.support = delta.support
                     self._finish(delta.finish_reason, first_at)
                     outcome = "answered"
         except Exception:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from service.engine.flight import Flight
+from service.engine.jobs import EncodeProgress
 from service.store.record import DocumentRecord
 
 __all__ = ["Document"]
@@ -23,6 +24,8 @@ class Document:
         segments: that the text was cut into, once the encode has begun.
         model: name of the base model.
         checkpoint: name of the checkpoint.
+        encoding: how far its encode is, while it runs.
+        seconds_left: of its encode, estimated, once there is something to go by.
     """
 
     record: DocumentRecord
@@ -32,6 +35,8 @@ class Document:
     segments: int | None
     model: str
     checkpoint: str
+    encoding: EncodeProgress | None = None
+    seconds_left: float | None = None
 
     @classmethod
     def of(cls, record: DocumentRecord, flight: Flight | None, *, model: str, checkpoint: str) -> Document:
@@ -53,6 +58,8 @@ class Document:
                 progress=progress.done,
                 tokens=progress.tokens[0],
                 segments=progress.segments[0],
+                encoding=progress,
+                seconds_left=flight.seconds_left,
             )
         return document
 

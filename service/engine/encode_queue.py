@@ -1,4 +1,4 @@
-"""Documents that wait for their adapter, and the one that is being encoded."""
+"""Documents that wait for their adapter, and those that are being encoded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -34,12 +35,14 @@ _log = structlog.get_logger(__name__)
 _FIRST_ENCODE_SECONDS = 10.0
 # Between two attempts to write to a store that cannot be written.
 STORE_PAUSE_SECONDS = 2.0
+# Documents that the model thread has at once: enough for it to encode short ones together.
+_MOST_RUNNING = 8
 # What a client is told to wait lies within these.
 _RETRY_AFTER_SECONDS = (1, 600)
 
 
 class EncodeQueue:
-    """Encodes documents one by one, the oldest first, and keeps their adapters. One event loop owns it.
+    """Hands documents to the model thread, the oldest first, and keeps their adapters. One event loop owns it.
 
     Only ids wait here; texts wait in the store.
     """
@@ -75,7 +78,7 @@ class EncodeQueue:
         self._tracer = tracer
         self._flights: dict[str, Flight] = {}
         self._waiting: deque[Flight] = deque()
-        self._current: Flight | None = None
+        self._flying: list[Flight] = []
         self._promised = 0
         self._arrived = asyncio.Event()
         self._mean_seconds = _FIRST_ENCODE_SECONDS
@@ -129,15 +132,16 @@ class EncodeQueue:
 
     @property
     def running(self) -> int:
-        """Documents whose encode the model has begun: one or none."""
-        return int(self._current is not None and self._current.progress is not None)
+        """Documents whose encode the model has begun."""
+        return sum(flight.progress is not None for flight in self._flying)
 
     def retry_after(self, document_id: str) -> int:
         """Seconds after which a document that waits or is being encoded is likely to be ready."""
-        seconds = 0.0
-        if self._current is not None:
-            left = self._current.seconds_left
-            seconds = self._mean_seconds if left is None else left
+        left = [flight.seconds_left for flight in self._flying]
+        seconds = min((self._mean_seconds if one is None else one for one in left), default=0.0)
+        own = self._flights.get(document_id)
+        if own is not None and own.seconds_left is not None:
+            seconds = own.seconds_left
         for position, flight in enumerate(self._waiting, start=1):
             if flight.document_id == document_id:
                 seconds += position * self._mean_seconds
@@ -156,22 +160,29 @@ class EncodeQueue:
 
     async def run(self) -> None:
         """Encode whatever is queued, until cancelled. Documents that are not done stay queued in the store."""
+        tasks: set[asyncio.Task[None]] = set()
         try:
             while True:
-                while not self._waiting:
-                    self._arrived.clear()
-                    await self._arrived.wait()
-                self._current = self._waiting.popleft()
-                self._current.task = asyncio.create_task(self._fly(self._current))
-                await asyncio.wait({self._current.task})
-                self._current = None
+                self._arrived.clear()
+                while self._waiting and len(self._flying) < _MOST_RUNNING:
+                    flight = self._waiting.popleft()
+                    self._flying.append(flight)
+                    flight.task = asyncio.create_task(self._fly(flight))
+                    tasks.add(flight.task)
+                    flight.task.add_done_callback(tasks.discard)
+                    flight.task.add_done_callback(partial(self._land, flight))
+                await self._arrived.wait()
         finally:
             self.closed = True
-            if self._current is not None and self._current.task is not None:
-                self._current.task.cancel()
-                await asyncio.wait({self._current.task})
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             for flight in list(self._flights.values()):
                 self._end(flight)
+
+    def _land(self, flight: Flight, _: asyncio.Task[None]) -> None:
+        self._flying.remove(flight)
+        self._arrived.set()
 
     async def _fly(self, flight: Flight) -> None:
         """Encode one document, and let the store know how it went."""

@@ -196,6 +196,7 @@ class Engine:
             thread=self._thread,
             documents=documents,
             quotas=self.quotas,
+            deadline_seconds=settings.answer_deadline_seconds,
             metrics=self.metrics,
             tracer=self._tracer,
         )

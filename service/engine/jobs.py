@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
-from perk.answer import AnswerDelta, Answering, AnswerRequest
-from perk.errors import InvalidInput
+from perk.answer import AnswerDelta, AnswerRequest
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.perk_model import PerkModel
-from service.errors import NotReady
+from service.errors import NotReady, TookTooLong
 
-__all__ = ["AnswerRound", "CallJob", "EncodeJob", "EncodeProgress", "Job", "Question"]
+__all__ = ["CallJob", "EncodeJob", "EncodeProgress", "EncodeRequest", "Job", "Question"]
 
 T = TypeVar("T")
 
@@ -78,68 +77,111 @@ class EncodeProgress:
         step: inner steps finished.
         tokens: of each document.
         segments: of each document.
+        steps: inner steps in all.
+        segments_done: of each document, in the pass over it that runs.
+        loss: of each document, entering the last finished step, in nats per token; empty before it.
     """
 
     done: float
     step: int
     tokens: tuple[int, ...]
     segments: tuple[int, ...]
+    steps: int = 0
+    segments_done: tuple[int, ...] = ()
+    loss: tuple[float, ...] = ()
+
+    def of(self, index: int) -> EncodeProgress:
+        """The part of one document."""
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            tokens=self.tokens[one],
+            segments=self.segments[one],
+            segments_done=self.segments_done[one],
+            loss=self.loss[one],
+        )
+
+
+@dataclass(eq=False)
+class EncodeRequest:
+    """One document to encode.
+
+    Attributes:
+        text: normalised.
+        report: called on the model thread after each slice.
+        future: of the result; cancelling it ends the encode at the next slice, if no other document shares it.
+        alone: after an error in an encode of several documents, each is encoded by itself: only the one at fault fails.
+    """
+
+    text: str
+    report: Callable[[EncodeProgress], None]
+    future: Future[EncodedDocument] = field(default_factory=Future)
+    alone: bool = False
+
+    def abandon(self) -> None:
+        """End it without a result."""
+        _fail(self.future, NotReady("stopping", "the service is stopping"))
 
 
 class EncodeJob:
-    """Encodes documents together; cancelling the future ends it at the next slice."""
+    """Encodes documents together.
+
+    Attributes:
+        requests: the documents.
+        to_retry: documents that an error has thrown out; whoever asks takes them away.
+    """
 
     kind = "encode"
 
-    def __init__(
-        self,
-        texts: Sequence[str],
-        *,
-        memory_budget: int,
-        report: Callable[[EncodeProgress], None],
-        future: Future[list[EncodedDocument]],
-    ) -> None:
+    def __init__(self, requests: Sequence[EncodeRequest], *, memory_budget: int) -> None:
         """Prepare the job.
 
         Args:
-            texts: D normalised documents.
+            requests: D documents.
             memory_budget: bytes for activations.
-            report: called on the model thread after each slice.
-            future: of one result a document.
         """
-        self._texts = texts
+        self.requests = list(requests)
+        self.to_retry: list[EncodeRequest] = []
         self._memory_budget = memory_budget
-        self._report = report
-        self._future = future
         self._encoding: Encoding | None = None
 
     @property
     def rows(self) -> int:
         """Documents."""
-        return len(self._texts)
+        return len(self.requests)
 
     @property
     def done(self) -> bool:
-        """Whether the future has its result, or no one wants it any more."""
-        return self._future.done()
-
-    def abandon(self) -> None:
-        """End it without a result."""
-        _fail(self._future, NotReady("stopping", "the service is stopping"))
+        """Whether every document has its result, or no one wants it any more."""
+        return all(request.future.done() for request in self.requests)
 
     def advance(self, model: PerkModel) -> None:
         """Cut the documents into segments at first, then run a slice at a time."""
         try:
             if self._encoding is None:
-                self._encoding = model.start_encoding(self._texts, memory_budget=self._memory_budget)
+                self.requests = [request for request in self.requests if not request.future.done()]
+                texts = [request.text for request in self.requests]
+                self._encoding = model.start_encoding(texts, memory_budget=self._memory_budget)
             else:
                 self._encoding.advance()
-            self._report(_progress(self._encoding))
+            progress = _progress(self._encoding)
+            for index, request in enumerate(self.requests):
+                request.report(progress.of(index))
             if self._encoding.done:
-                with suppress(InvalidStateError):  # cancelled meanwhile
-                    self._future.set_result(self._encoding.results())
-        except Exception as error:  # noqa: BLE001 - this document's, whatever it is
-            _fail(self._future, error)
+                for request, result in zip(self.requests, self._encoding.results(), strict=True):
+                    with suppress(InvalidStateError):  # cancelled meanwhile
+                        request.future.set_result(result)
+        except Exception as error:  # noqa: BLE001 - these documents', whatever it is
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        for request in self.requests:
+            if len(self.requests) > 1:
+                request.alone = True
+                self.to_retry.append(request)
+            else:
+                _fail(request.future, error)
+        self.requests = []
 
 
 class Question:
@@ -147,18 +189,22 @@ class Question:
 
     Attributes:
         request: what is asked.
+        deadline: when it ends, answered or not (`time.monotonic`), or None.
         started_at: when the model took it up (`time.monotonic`), or None.
         prompt_tokens: known with the first delta.
         completion_tokens: so far.
     """
 
-    def __init__(self, request: AnswerRequest, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, request: AnswerRequest, loop: asyncio.AbstractEventLoop, *, deadline: float | None = None
+    ) -> None:
         self.request = request
+        self.deadline = deadline
         self.started_at: float | None = None
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.sent_text = False
-        # After an error in a round, its questions are asked again one by one: only the one at fault fails.
+        # After an error in a batch, its questions are asked again one by one: only the one at fault fails.
         self.alone = False
         self.cancelled = False
         self._loop = loop
@@ -167,6 +213,13 @@ class Question:
     def cancel(self) -> None:
         """Free its place at the next token."""
         self.cancelled = True
+
+    def ended(self) -> bool:
+        """Whether it needs no more tokens: it was cancelled, or its deadline has passed, which it is told."""
+        if not self.cancelled and self.deadline is not None and time.monotonic() >= self.deadline:
+            self.cancel()
+            self.send(TookTooLong())
+        return self.cancelled
 
     def send(self, event: AnswerDelta | Exception) -> None:
         """Tell the event loop; called from any thread."""
@@ -177,7 +230,7 @@ class Question:
 
         Raises:
             InvalidInput: the model cannot be asked this.
-            ServiceError: the document was deleted, or the service stops.
+            ServiceError: the document was deleted, its deadline passed, or the service stops.
         """
         event = await self._events.get()
         if isinstance(event, Exception):
@@ -185,104 +238,16 @@ class Question:
         return event
 
 
-class AnswerRound:
-    """Some questions answered as one batch, one token a slice.
-
-    Attributes:
-        created_at: when it began (`time.monotonic`).
-        done: whether it has ended.
-        to_retry: questions that an error has thrown out of it before they had any answer.
-    """
-
-    kind = "answer"
-
-    def __init__(self, questions: Sequence[Question]) -> None:
-        """Prepare the round.
-
-        Args:
-            questions: the rows of the batch.
-        """
-        self.created_at = time.monotonic()
-        self._rows = list(questions)
-        self._answering: Answering | None = None
-        self.done = False
-        self.to_retry: list[Question] = []
-
-    @property
-    def rows(self) -> int:
-        """Questions."""
-        return len(self._rows)
-
-    @property
-    def questions(self) -> Sequence[Question]:
-        """The rows of the batch."""
-        return self._rows
-
-    def advance(self, model: PerkModel) -> None:
-        """One token for each question that still needs one."""
-        try:
-            if self._answering is None:
-                self._answering = self._start(model)
-            if self._answering is not None:
-                self._advance(self._answering)
-        except Exception as error:  # noqa: BLE001 - these questions', whatever it is
-            self._fail(error)
-
-    def _start(self, model: PerkModel) -> Answering | None:
-        self._rows = [question for question in self._rows if not question.cancelled]
-        try:
-            answering = self._start_rows(model)
-        except InvalidInput:
-            self._rows = [question for question in self._rows if _is_valid(model, question)]
-            answering = self._start_rows(model)
-        now = time.monotonic()
-        for question in self._rows:
-            question.started_at = now
-        return answering
-
-    def _start_rows(self, model: PerkModel) -> Answering | None:
-        if not self._rows:
-            self.done = True
-            return None
-        return model.start_answer([question.request for question in self._rows])
-
-    def _advance(self, answering: Answering) -> None:
-        for row, question in enumerate(self._rows):
-            if question.cancelled:
-                answering.cancel(row)
-        if not answering.done:
-            deltas = answering.advance()
-            for row, question in enumerate(self._rows):
-                question.prompt_tokens = answering.prompt_tokens[row]
-                question.completion_tokens = answering.completion_tokens[row]
-            for delta in deltas:
-                question = self._rows[delta.row]
-                question.sent_text = True
-                question.send(delta)
-        self.done = answering.done
-
-    def _fail(self, error: Exception) -> None:
-        self.done = True
-        for question in self._rows:
-            if len(self._rows) > 1 and not question.sent_text:
-                question.alone = True
-                self.to_retry.append(question)
-            else:
-                question.send(error)
-
-
-def _is_valid(model: PerkModel, question: Question) -> bool:
-    """Whether the model can be asked this; if not, the question fails."""
-    try:
-        model.start_answer([question.request])
-    except InvalidInput as error:
-        question.send(error)
-        return False
-    return True
-
-
 def _progress(encoding: Encoding) -> EncodeProgress:
-    return EncodeProgress(encoding.progress, encoding.step, tuple(encoding.tokens), tuple(encoding.segments))
+    return EncodeProgress(
+        done=encoding.progress,
+        step=encoding.step,
+        tokens=tuple(encoding.tokens),
+        segments=tuple(encoding.segments),
+        steps=encoding.steps,
+        segments_done=tuple(encoding.segments_done),
+        loss=tuple(encoding.loss),
+    )
 
 
 def _fail(future: Future[T], error: Exception) -> None:

@@ -14,7 +14,8 @@ from typing import TypeVar
 from perk.answer import AnswerRequest
 from perk.inner_loop import EncodedDocument
 from perk.perk_model import PerkModel
-from service.engine.jobs import AnswerRound, CallJob, EncodeJob, EncodeProgress, Job, Question
+from service.engine.answer_job import AnswerJob
+from service.engine.jobs import CallJob, EncodeProgress, EncodeRequest, Job, Question
 from service.engine.scheduler import Scheduler
 from service.errors import NotReady, QueueFull
 from service.metrics import Metrics
@@ -23,8 +24,10 @@ __all__ = ["ModelThread"]
 
 T = TypeVar("T")
 
-# Of a round of questions; a guess until one has been measured.
-_FIRST_ROUND_SECONDS = 2.0
+# Of an answer; a guess until one has been measured.
+_FIRST_ANSWER_SECONDS = 2.0
+# Copies of its adapter that an encode holds at its worst: with its gradient, the moments, and their successors.
+_ADAPTER_COPIES = 8
 
 
 class ModelThread:
@@ -41,8 +44,8 @@ class ModelThread:
         self._memory_budget = memory_budget
         self._question_limit = question_limit
         self._metrics = metrics
-        self._scheduler = Scheduler()
-        self._round_seconds = _FIRST_ROUND_SECONDS
+        self._scheduler = Scheduler(memory_budget=memory_budget)
+        self._answer_seconds = _FIRST_ANSWER_SECONDS
         self._changed = threading.Condition()
         self._stopping = False
         self._loaded = False
@@ -76,33 +79,41 @@ class ModelThread:
             self._scheduler.add_call(CallJob(function, future))
         return await asyncio.wrap_future(future)
 
-    async def encode(self, texts: Sequence[str], report: Callable[[EncodeProgress], None]) -> list[EncodedDocument]:
-        """Encode documents; cancelling the caller ends the encode at its next slice.
+    async def encode(
+        self, texts: Sequence[str], report: Callable[[EncodeProgress], None], *, owner: str = ""
+    ) -> list[EncodedDocument]:
+        """Encode documents, perhaps together with others; cancelling the caller ends the encode at its next slice.
 
         Args:
-            texts: D normalised documents.
-            report: called on the model thread after each slice.
+            texts: normalised documents.
+            report: called on the model thread after each slice, with the progress of one document.
+            owner: owners take turns.
 
         Raises:
             NotReady: the thread stops before the end.
         """
-        future: Future[list[EncodedDocument]] = Future()
-        job = EncodeJob(texts, memory_budget=self._memory_budget, report=report, future=future)
+        requests = [EncodeRequest(text, report) for text in texts]
         with self._accepting():
-            self._scheduler.add_encode(job)
-        return await asyncio.wrap_future(future)
+            for request in requests:
+                self._scheduler.add_encode(request, owner)
+        return await asyncio.gather(*(asyncio.wrap_future(request.future) for request in requests))
 
-    def ask(self, request: AnswerRequest) -> Question:
+    def ask(self, request: AnswerRequest, *, owner: str = "", deadline: float | None = None) -> Question:
         """Put a question in the queue.
+
+        Args:
+            request: the question.
+            owner: owners take turns.
+            deadline: when it ends, answered or not (`time.monotonic`); None: never.
 
         Raises:
             QueueFull: too many wait already.
         """
-        question = Question(request, asyncio.get_running_loop())
+        question = Question(request, asyncio.get_running_loop(), deadline=deadline)
         with self._accepting():
             if self._scheduler.waiting_questions >= self._question_limit:
-                raise QueueFull("questions", self._question_limit, math.ceil(self._round_seconds))
-            self._scheduler.add_question(question)
+                raise QueueFull("questions", self._question_limit, math.ceil(self._answer_seconds))
+            self._scheduler.add_question(question, owner)
         return question
 
     async def stop(self, grace: float) -> None:
@@ -143,6 +154,10 @@ class ModelThread:
         except Exception as error:  # noqa: BLE001 - told to whoever started the thread
             loaded.set_exception(error)
             return
+        adapter_bytes = _ADAPTER_COPIES * 4 * model.adapter_size
+        self._scheduler.most_together = min(
+            self._scheduler.most_together, max(self._memory_budget // (2 * adapter_bytes), 1)
+        )
         self._loaded = True
         loaded.set_result(model)
         while (job := self._next_job()) is not None:
@@ -154,8 +169,8 @@ class ModelThread:
                 self._metrics.batch_rows.labels(job.kind).observe(job.rows)
             with self._changed:
                 self._scheduler.note(job, ended - started)
-            if isinstance(job, AnswerRound) and job.done:
-                self._round_seconds = ended - job.created_at
+                if isinstance(job, AnswerJob) and job.answer_seconds is not None:
+                    self._answer_seconds = job.answer_seconds
 
     def _next_job(self) -> Job | None:
         """Wait for something to do; None at the end."""

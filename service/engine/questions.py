@@ -38,7 +38,14 @@ class Questions:
     """Questions of all documents. One event loop owns it."""
 
     def __init__(
-        self, *, thread: ModelThread, documents: Documents, quotas: Quotas, metrics: Metrics, tracer: Tracer
+        self,
+        *,
+        thread: ModelThread,
+        documents: Documents,
+        quotas: Quotas,
+        deadline_seconds: float,
+        metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         """Put the parts together.
 
@@ -46,18 +53,20 @@ class Questions:
             thread: runs the model.
             documents: have the adapters.
             quotas: what each tenant has used.
+            deadline_seconds: from a question's arrival to the end of its answer, at most.
             metrics: where questions are counted.
             tracer: takes their spans.
         """
         self._thread = thread
         self._documents = documents
         self._quotas = quotas
+        self._deadline_seconds = deadline_seconds
         self._metrics = metrics
         self._tracer = tracer
         self._open: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
 
     async def ask(self, document_id: str | None, question: str, options: AnswerOptions, tenant: Tenant) -> AnswerStream:
-        """Put a question in the queue, with the adapter of its document.
+        """Put a question in the queue, with the adapter of its document; tenants take turns.
 
         Args:
             document_id: of the document; None asks the base model alone.
@@ -84,7 +93,9 @@ class Questions:
         self._quotas.require_tokens(tenant)
         adapter = None if document_id is None else await self._documents.adapter(document_id, tenant.owner)
         asked_at = time.monotonic()
-        queued = self._thread.ask(replace(request, adapter=adapter))
+        queued = self._thread.ask(
+            replace(request, adapter=adapter), owner=tenant.owner, deadline=arrived_at + self._deadline_seconds
+        )
         stream = AnswerStream(
             document_id,
             queued,

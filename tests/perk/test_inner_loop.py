@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perk import PerkModel
+from perk import InvalidInput, PerkModel
 from perk.base_model import load_base_model
 from perk.inner_loop import EncodedDocument, Encoding, InnerLoss
 from perk.lora import AdaptedModel
@@ -282,3 +282,17 @@ def test_in_triton_kernels_a_step_has_the_gradient_that_it_has_in_torch(
 
     torch.testing.assert_close(in_triton[0], loss)
     torch.testing.assert_close(in_triton[1], gradient)
+
+
+def test_an_encoding_that_is_done_says_so(make_model: Callable[..., PerkModel]) -> None:
+    model = make_model()
+    encoding = model.start_encoding(["Mary went to the kitchen."])
+    while not encoding.done:
+        encoding.advance()
+    with pytest.raises(RuntimeError, match="encoding is done"):
+        encoding.advance()
+
+
+def test_there_must_be_a_document(make_model: Callable[..., PerkModel]) -> None:
+    with pytest.raises(InvalidInput, match="texts: got none"):
+        make_model().start_encoding([])

@@ -105,6 +105,20 @@ def slow_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def strong_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a checkpoint whose adapters differ so much that most answers do too."""
+    settings = PerkSettings(
+        base=BaseSettings(source=str(tiny_llama)),
+        lora=LoraSettings(rank=16),
+        inner=InnerSettings(rule="rms", steps=4, step_size=0.05),
+    )
+    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), settings.lora)
+    folder = tmp_path_factory.mktemp("checkpoints") / "strong"
+    new_checkpoint(adapted, settings, seed=0, name="strong").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def long_text() -> str:
     """A document of a few thousand tokens."""
     return "\n".join(f"Student <{3000000 + number}>, Name: Ada Young, Year: Senior, Grade: 72" for number in range(200))

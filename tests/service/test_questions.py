@@ -25,7 +25,7 @@ def _ask(service: Any, document: dict[str, Any], question: str, **options: Any) 
 def test_an_answer_comes_with_its_cost(service: Any, story: str) -> None:
     answer = _ask(service, service.encode(story), "Where is Mary?", max_tokens=7)
 
-    assert set(answer) == {"id", "answer", "finish_reason", "usage", "timings"}
+    assert set(answer) == {"id", "answer", "support", "finish_reason", "usage", "timings"}
     assert answer["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] == 7
     assert answer["usage"]["prompt_tokens"] > 1

@@ -1,0 +1,109 @@
+"""Keys and values of rows that are decoded together but share nothing: each row owns its own, at its own length.
+
+There is no padding: a row that joins brings its cache, one that leaves takes it along, and attention over a row reads
+what it would read alone. The model sees one cache whose `update` returns a tensor a row instead of one for all, and an
+attention function, registered under `ROW_ATTENTION`, that takes them one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from perk.base_model import BaseModel
+
+__all__ = ["ROW_ATTENTION", "RowCache", "RowCaches", "row_attention"]
+
+ROW_ATTENTION = "perk_rows"
+
+
+class RowCache:
+    """Keys and values of one row.
+
+    Attributes:
+        length: tokens in it.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Prepare an empty cache.
+
+        Args:
+            capacity: most tokens it will hold.
+        """
+        self.length = 0
+        self._capacity = capacity
+        # One pair a layer: [1, key-value heads, capacity, head size].
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add tokens ``[1, heads, T, size]`` to a layer; returns all of it, ``[1, heads, length + T, size]``."""
+        kept = self._layers.get(layer)
+        if kept is None:
+            shape = (*keys.shape[:2], self._capacity, keys.shape[3])
+            kept = self._layers[layer] = (keys.new_empty(shape), values.new_empty(shape))
+        end = self.length + keys.shape[2]
+        kept[0][:, :, self.length : end] = keys
+        kept[1][:, :, self.length : end] = values
+        return kept[0][:, :, :end], kept[1][:, :, :end]
+
+
+class RowCaches:
+    """The caches of all rows of one forward pass, in the order of its batch."""
+
+    def __init__(self, rows: Sequence[RowCache]) -> None:
+        self._rows = rows
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Add tokens ``[R, heads, T, size]`` of a layer; returns R tensors of keys and R of values."""
+        pairs = [
+            row.append(layer, key, value)
+            for row, key, value in zip(self._rows, keys.split(1), values.split(1), strict=True)
+        ]
+        return [key for key, _ in pairs], [value for _, value in pairs]
+
+    def get_seq_length(self, _layer: int = 0) -> int:
+        """Tokens in the longest row, as transformers asks for it."""
+        return max(row.length for row in self._rows)
+
+    def grow(self, tokens: int) -> None:
+        """Count the tokens that a forward pass has added to every layer of every row."""
+        for row in self._rows:
+            row.length += tokens
+
+
+@contextmanager
+def row_attention(base: BaseModel) -> Iterator[None]:
+    """Attend row by row inside the block; the model's cache must be a `RowCaches`."""
+    config = base.model.config
+    before = config._attn_implementation
+    config._attn_implementation = ROW_ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend(
+    _module: nn.Module,
+    query: Tensor,
+    key: Sequence[Tensor],
+    value: Sequence[Tensor],
+    _mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of queries ``[R, heads, T, size]``: new rows with all their tokens, or running ones with one each."""
+    attended = [
+        scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, scale=scaling, enable_gqa=True)
+        for q, k, v in zip(query.split(1), key, value, strict=True)
+    ]
+    return torch.cat(attended).transpose(1, 2), None
+
+
+AttentionInterface.register(ROW_ATTENTION, _attend)

@@ -1,0 +1,133 @@
+"""A batch that questions join and leave: to the bit, none of them notices the others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from perk import AnswerRequest, PerkModel
+from perk.answer_row import AnswerRow
+from perk.packed_linear import PackedLinear
+from perk.settings import TemplateSettings
+
+QUESTIONS = ("Where is Mary?", "What is the grade of the student with ID 3109998?", "Why?", "Who has the apple?")
+
+MakeAdapter = Callable[[PerkModel, int], Tensor]
+
+
+def _requests(model: PerkModel, make_adapter: MakeAdapter, count: int) -> list[AnswerRequest]:
+    adapters = [None, *(make_adapter(model, seed) for seed in range(3))]
+    return [
+        AnswerRequest(QUESTIONS[index % 4], adapters[(index // 4) % 4], max_tokens=2 + 5 * index % 11)
+        for index in range(count)
+    ]
+
+
+@pytest.fixture
+def logits(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
+    """All logits that each row was given from here on, by the identity of its request."""
+    seen: dict[int, list[Tensor]] = {}
+    real = AnswerRow.take
+
+    def take(self: AnswerRow, row_logits: Tensor) -> Any:
+        seen.setdefault(id(self.request), []).append(row_logits.clone())
+        return real(self, row_logits)
+
+    monkeypatch.setattr(AnswerRow, "take", take)
+    return seen
+
+
+def _alone(model: PerkModel, request: AnswerRequest) -> None:
+    batch = model.start_batch()
+    batch.add(request)
+    while batch.rows:
+        batch.advance()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_logits_do_not_depend_on_the_company(
+    make_model: Callable[..., PerkModel],
+    make_adapter: MakeAdapter,
+    family: Path,
+    logits: dict[int, list[Tensor]],
+    threads: int,
+) -> None:
+    model = make_model(family)
+    requests = _requests(model, make_adapter, 14)
+    chance, before = random.Random(0), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        batch, coming = model.start_batch(), list(requests)
+        while batch.rows or coming:
+            while coming and batch.rows < 6 and chance.random() < 0.5:
+                batch.add(coming.pop(0))
+            batch.advance()
+        together = dict(logits)
+        logits.clear()
+        for request in requests:
+            _alone(model, request)
+    finally:
+        torch.set_num_threads(before)
+
+    for request in requests:
+        assert torch.equal(torch.stack(together[id(request)]), torch.stack(logits[id(request)]))
+
+
+def test_a_cancelled_row_leaves_the_others_as_they_are(
+    make_model: Callable[..., PerkModel], make_adapter: MakeAdapter
+) -> None:
+    model = make_model()
+    requests = [AnswerRequest(QUESTIONS[seed], make_adapter(model, seed), max_tokens=9) for seed in range(4)]
+    batch = model.start_batch()
+    rows = [batch.add(request) for request in requests]
+    texts = {row.number: "" for row in rows}
+    batch.cancel(rows[3])
+    for _ in range(5):
+        batch.advance()
+    batch.cancel(rows[0])
+    assert batch.rows == 2
+    late = batch.add(requests[3])
+    texts[late.number] = ""
+    while batch.rows:
+        batch.advance()
+
+    assert late.number not in {row.number for row in rows}
+    for row in (rows[1], rows[2], late):
+        alone = model.answer(row.request.adapter, row.request.question, max_tokens=9)
+        assert (row.sent, len(row.ids)) == (alone.text, alone.completion_tokens)
+    assert rows[3].ids == []
+
+
+def test_rows_that_recall_stand_beside_rows_that_do_not(
+    make_model: Callable[..., PerkModel], make_adapter: MakeAdapter
+) -> None:
+    templates = TemplateSettings(prompt="{question}\nSupport:", support=" {support}\nAnswer:", max_support_tokens=7)
+    model = make_model(templates=templates)
+    batch = model.start_batch()
+    rows = [batch.add(request) for request in _requests(model, make_adapter, 8)]
+    while batch.rows:
+        batch.advance()
+
+    for row in rows:
+        alone = model.answer(row.request.adapter, row.request.question, max_tokens=row.request.max_tokens)
+        assert (row.sent, row.support) == (alone.text, alone.support)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(49, 33), (576, 576), (192, 1536)])
+def test_a_packed_product_of_a_row_is_the_same_in_any_batch(outputs: int, inputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)
+    x = torch.randn(64, inputs, generator=generator)
+    with torch.inference_mode():
+        packed = PackedLinear(weight, bias)
+        whole = packed(x)
+        torch.testing.assert_close(whole, torch.nn.functional.linear(x, weight, bias), atol=1e-3, rtol=1e-4)
+        for rows in (1, 2, 3, 5, 8, 16, 31):
+            assert torch.equal(packed(x[:rows]), whole[:rows])
+            assert torch.equal(packed(x[64 - rows :]), whole[64 - rows :])
