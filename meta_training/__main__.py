@@ -1,4 +1,4 @@
-"""Commands: ``python -m meta_training train | evaluate | make-data``."""
+"""Commands: ``python -m meta_training train | evaluate | make-data | report``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from meta_training.evaluate import evaluate
 from meta_training.make_data import MAKEABLE_TASKS, make_data
+from meta_training.report import report
 from meta_training.trainer import run_training
 from perk.base_model import DEFAULT_BASE
 from perk.checkpoint import load_checkpoint
@@ -25,6 +26,7 @@ application = typer.Typer(add_completion=False, no_args_is_help=True, help="Meta
 class _Method(StrEnum):
     perk = "perk"
     in_context = "in-context"
+    retrieval = "retrieval"
     base = "base"
 
 
@@ -94,6 +96,15 @@ def make_data_command(
         base=base,
     )
     print(f"{out}: {lines} questions about {count} documents")
+
+
+@application.command("report")
+def report_command(
+    files: Annotated[list[Path], typer.Argument(help="JSON Lines that evaluate --json printed.")],
+    page: Annotated[Path, typer.Option(help="Page whose marked section is written.")] = Path("docs/results.md"),
+) -> None:
+    """Turn evaluations into tables and a plot."""
+    print(f"{page}: {report(files, page)} evaluations")
 
 
 def main() -> None:

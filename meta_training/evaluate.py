@@ -13,6 +13,7 @@ from torch import Tensor
 
 from meta_training.document import Document
 from meta_training.exchange import read_documents
+from meta_training.retrieval import PassageIndex
 from meta_training.scoring import OUTPUT_END, Scores
 from perk import AnswerRequest, PerkModel
 from perk.segments import join_passages
@@ -20,12 +21,14 @@ from perk.settings import PLAIN_TEMPLATES
 
 __all__ = ["Method", "evaluate", "score_documents"]
 
-Method = Literal["perk", "in-context", "base"]
+Method = Literal["perk", "in-context", "retrieval", "base"]
 
 _ROWS = 8
 _MAX_ANSWER_TOKENS = 48
 # Cutting a text in the middle and encoding it again may take a few tokens more than were kept.
 _SLACK_TOKENS = 8
+# Segments that retrieval puts into the prompt: enough for the three facts of BabiLong QA3 and some misses.
+_PASSAGES = 6
 
 
 def evaluate(checkpoint: str, data: Path, *, method: Method = "perk", limit: int | None = None) -> dict[str, Any]:
@@ -35,7 +38,8 @@ def evaluate(checkpoint: str, data: Path, *, method: Method = "perk", limit: int
         checkpoint: folder, or the name of a shipped one.
         data: JSON Lines in the exchange format.
         method: ``perk`` answers from the adapter; ``in-context`` asks the base with the document in its prompt (its
-            beginning dropped where it is too long); ``base`` asks the base without the document.
+            beginning dropped where it is too long); ``retrieval`` asks the base with the segments that BM25 finds for
+            the question; ``base`` asks the base without the document.
         limit: most documents.
 
     Returns:
@@ -56,7 +60,7 @@ def score_documents(
     """Answer all questions of the documents, each document encoded once, and score them; `console` shows progress."""
     scores = Scores()
     # A document in each prompt: one row at a time, as memory goes by rows times length.
-    rows_at_once = 1 if method == "in-context" else _ROWS
+    rows_at_once = 1 if method in ("in-context", "retrieval") else _ROWS
     for document in track(documents, description=method, console=console, disable=console is None):
         context = document.context if isinstance(document.context, str) else join_passages(document.context)
         scores.tokens.append(model.count_tokens(context))
@@ -65,13 +69,15 @@ def score_documents(
             started = time.perf_counter()
             adapter = model.encode(context).adapter
             scores.encode_seconds.append(time.perf_counter() - started)
+        index = _index(model, context) if method == "retrieval" else None
         for start in range(0, len(document.questions), rows_at_once):
             rows = document.questions[start : start + rows_at_once]
-            asked = [
-                _in_context(model, context, question.question) if method == "in-context" else question.question
-                for question in rows
-            ]
             started = time.perf_counter()
+            asked = [question.question for question in rows]
+            if method == "in-context":
+                asked = [_in_context(model, context, question) for question in asked]
+            elif index is not None:
+                asked = [_in_context(model, "\n".join(index.best(q, _PASSAGES)), q) for q in asked]
             answers = _answer(model, adapter, asked)
             scores.ask_seconds += [(time.perf_counter() - started) / len(rows)] * len(rows)
             for question, answer in zip(rows, answers, strict=True):
@@ -92,6 +98,12 @@ def _answer(model: PerkModel, adapter: Tensor | None, questions: Sequence[str]) 
         for delta in answering.advance():
             texts[delta.row] += delta.text
     return texts
+
+
+def _index(model: PerkModel, context: str) -> PassageIndex:
+    """The document's segments, as an adapter would be trained on, without their prefixes."""
+    tokenizer = model.base.tokenizer
+    return PassageIndex([str(tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in model.split(context)])
 
 
 def _in_context(model: PerkModel, context: str, question: str) -> str:

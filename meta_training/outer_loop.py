@@ -8,7 +8,8 @@ adjoint v_k = ∂L/∂θ_k runs backwards from v_N, the answer loss's own gradie
 
 Each step is differentiated on its own, one micro-batch after the other: memory does not grow with N, and for long
 documents, whose graphs are rebuilt on the way back, not with the document either. Step sizes of the cut steps still
-receive their direct gradient (∂U_k/∂η)ᵀ v_{k+1}.
+receive their direct gradient (∂U_k/∂η)ᵀ v_{k+1}. Without second derivatives (first order) the term with ∂g_k/∂θ is left
+out. With answer losses after several steps, each adds its own gradient to the adjoint of the parameters it saw.
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ class OuterLoop:
         unrolled: int,
         token_limit: int,
         graph_tokens: int,
+        first_order: bool = False,
+        step_losses: Sequence[float] = (1.0,),
     ) -> None:
         """Plan.
 
@@ -114,12 +117,18 @@ class OuterLoop:
             token_limit: most tokens of a micro-batch.
             graph_tokens: keep the graphs of the unrolled steps for documents up to this many tokens; beyond, each is
                 rebuilt on the way back, which costs one more pass a step and bounds memory.
+            first_order: leave out the derivative of the inner gradients.
+            step_losses: relative weights of the answer losses after each of the last steps, the final one last.
         """
         self.adapted = adapted
         self.settings = settings
         self.unrolled = min(unrolled, settings.steps)
         self.token_limit = token_limit
         self.graph_tokens = graph_tokens
+        self.first_order = first_order
+        # How much the answer loss under the parameters after k steps counts, by k.
+        first = settings.steps - len(step_losses) + 1
+        self._loss_weights = {first + i: w / sum(step_losses) for i, w in enumerate(step_losses) if w > 0}
         self._rule = UpdateRule(settings, adapted.layout.sizes)
 
     def backward(
@@ -144,12 +153,18 @@ class OuterLoop:
         with torch.enable_grad():
             weights = [inner.weights(ready) for ready in prepared]
         leaves = [weight.detach().requires_grad_() for weight in weights]
-        keep = self.unrolled * sum(ready.batch.ids.numel() for ready in prepared) <= self.graph_tokens
+        tokens = sum(ready.batch.ids.numel() for ready in prepared)
+        keep = not self.first_order and self.unrolled * tokens <= self.graph_tokens
 
         steps, theta, losses = self._forward(meta, inner, prepared, leaves, keep)
         answer_loss, exact, adjoint = self._answers(theta, questions)
-        adjoint /= count
-        weight_gradients = self._way_back(meta, inner, prepared, leaves, steps, adjoint)
+        adjoint *= self._loss_weights.get(len(steps), 0.0) / count
+        early = {
+            index: self._answers(steps[index].theta, questions)[2] * (weight / count)
+            for index, weight in self._loss_weights.items()
+            if index < len(steps)
+        }
+        weight_gradients = self._way_back(meta, inner, prepared, leaves, steps, adjoint, early)
 
         if meta.weighting is not None:
             torch.autograd.backward(weights, weight_gradients)
@@ -216,8 +231,12 @@ class OuterLoop:
         leaves: list[Tensor],
         steps: list[_Step],
         adjoint: Tensor,
+        early: dict[int, Tensor],
     ) -> list[Tensor]:
-        """Run the adjoint to the initialisation; returns the gradients of the token weights."""
+        """Run the adjoint to the initialisation; returns the gradients of the token weights.
+
+        `early` has the gradients ``[D, P]`` of answer losses before the last step, by the step that follows them.
+        """
         weight_gradients = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
         step_size_gradient = torch.zeros_like(meta.log_step_sizes, requires_grad=False)
         moments_adjoint: tuple[Tensor, ...] = ()
@@ -231,6 +250,7 @@ class OuterLoop:
                 moved, new_moments = self._rule.step(theta, gradient, moments, rates, index)  # type: ignore[arg-type]
             if index < len(steps) - self.unrolled:
                 (step_size_gradient[index],) = torch.autograd.grad(moved, rates, adjoint)
+                adjoint = adjoint + early.get(index, 0)
                 continue
             outputs = [moved, *(new_moments or ())]
             upstream = [adjoint, *moments_adjoint]
@@ -238,7 +258,9 @@ class OuterLoop:
                 outputs[: len(upstream)], [theta, gradient, rates, *(moments or ())], upstream, allow_unused=True
             )
             moments_adjoint = tuple(rest)
-            adjoint = theta_part
+            adjoint = theta_part + early.get(index, 0)
+            if self.first_order:
+                continue
             for batch, (ready, leaf) in enumerate(zip(prepared, leaves, strict=True)):
                 part, source = step.parts[batch] if step.parts else None, step.theta
                 if part is None:

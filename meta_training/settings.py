@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from perk.errors import InvalidInput
 from perk.settings import InnerSettings, LoraSettings, SegmentSettings, TemplateSettings
@@ -25,7 +25,14 @@ class OuterSettings(_Settings):
     unrolled: int = Field(default=2, ge=0)
     """T: inner steps at the end that the gradient goes through."""
     documents: int = Field(default=1, ge=1)
-    """D: documents a step."""
+    """D: documents that one process differentiates together."""
+    accumulation: int = Field(default=1, ge=1)
+    """Batches of D documents that a process takes one after the other before each update, where memory bounds D."""
+    first_order: bool = False
+    """Leave out the derivative of the inner gradients: cheaper, but the token weighting then learns nothing."""
+    step_losses: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(1.0,), min_length=1)
+    """Relative weights of the answer losses after each of the last inner steps, the final one last (MAML++,
+    Antoniou et al., arXiv 1810.09502)."""
     rate: float = Field(default=1e-3, gt=0)
     """Learning rate of the initialisation."""
     step_size_rate: float = Field(default=1e-2, ge=0)
@@ -44,6 +51,13 @@ class OuterSettings(_Settings):
     """Most tokens of a micro-batch."""
     graph_tokens: int = Field(default=4096, ge=0)
     """Keep the unrolled graphs of documents up to T times this many tokens; rebuild them beyond."""
+
+    @field_validator("step_losses")
+    @classmethod
+    def _some_loss(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        if weights and sum(weights) == 0:
+            raise ValueError("one weight must be above zero")
+        return weights
 
 
 class TaskMix(_Settings):
@@ -88,6 +102,18 @@ class TrainSettings(_Settings):
     stages: tuple[Stage, ...] = Field(min_length=1)
     save_every: int = Field(default=20, ge=1)
     """Outer steps between two saved states."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Outer steps between two scores on development data; 0: none."""
+    evaluate_documents: int = Field(default=16, ge=1)
+    """Development documents of a score, drawn from the last stage's tasks in turn."""
+    tensorboard: bool = False
+    """Write the log for TensorBoard too."""
+
+    @model_validator(mode="after")
+    def _losses_follow_steps(self) -> TrainSettings:
+        if len(self.outer.step_losses) > self.inner.steps:
+            raise ValueError(f"outer.step_losses: at most one for each of the {self.inner.steps} inner steps")
+        return self
 
     @property
     def total_steps(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import random
@@ -10,7 +9,8 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from types import FrameType
 
@@ -20,9 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from meta_training.evaluate import score_documents
 from meta_training.outer_loop import MetaParameters, OuterLoop, OuterResult
+from meta_training.processes import Processes, join_processes
 from meta_training.settings import OuterSettings, Stage, TaskMix, TrainSettings, read_settings
-from meta_training.tasks import Document, Question, Task, build_task
+from meta_training.tasks import Document, Question, Split, Task, build_task
+from meta_training.training_log import TrainingLog
+from perk import PerkModel
 from perk.base_model import BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, new_checkpoint
 from perk.errors import InvalidInput, PerkError
@@ -33,21 +37,8 @@ from perk.settings import BaseSettings, PerkSettings, TemplateSettings
 __all__ = ["DivergenceError", "Trainer", "question_segment", "run_training"]
 
 _STATE = "state.safetensors"
-_LOG = "log.csv"
-_COLUMNS = (
-    "step",
-    "seconds",
-    "stage",
-    "task",
-    "tokens",
-    "questions",
-    "answer_loss",
-    "exact",
-    "inner_loss_before",
-    "inner_loss_after",
-    "gradient_norm",
-    "mean_step_size",
-)
+# Beside the newest checkpoint: the one that scored best on development data.
+_BEST = "best"
 
 
 class DivergenceError(PerkError):
@@ -73,8 +64,21 @@ def question_segment(question: Question, base: BaseModel, templates: TemplateSet
 class Trainer:
     """One run. All randomness of a step comes from (seed, step), so that a resumed run goes on as if never stopped."""
 
-    def __init__(self, settings: TrainSettings, base: BaseModel) -> None:
+    def __init__(self, settings: TrainSettings, base: BaseModel, processes: Processes | None = None) -> None:
+        """Set up.
+
+        Args:
+            settings: of the run.
+            base: loaded for this run alone, as adapters are attached to it.
+            processes: among which the documents of a step are split; None: this one takes them all.
+
+        Raises:
+            InvalidInput: a task, layer or module that is not there.
+        """
         self.settings = settings
+        self.best_score = -1.0
+        self._processes = processes or Processes()
+        self._log = TrainingLog(settings.output, tensorboard=settings.tensorboard)
         self.base = base
         self.step = 0
         self._seconds = 0.0
@@ -95,10 +99,13 @@ class Trainer:
             unrolled=outer.unrolled,
             token_limit=outer.token_limit,
             graph_tokens=outer.graph_tokens,
+            first_order=outer.first_order,
+            step_losses=outer.step_losses,
         )
         self._parameters = [self.meta.initial, self.meta.log_step_sizes, *self.meta.weighting_parameters()]
         self._optimiser = _optimiser(self.meta, outer)
-        self._tasks = [[self._build(mix) for mix in stage.tasks] for stage in settings.stages]
+        self._tasks = [[self._build(mix, "train") for mix in stage.tasks] for stage in settings.stages]
+        self._dev_documents = self._draw_dev() if settings.evaluate_every else []
 
     def run(self) -> None:
         """Train to the last step, or to a SIGTERM or SIGINT, after which the state is saved.
@@ -116,20 +123,31 @@ class Trainer:
         )
         with _stop_signals() as stop, Progress(*columns) as progress:
             bar = progress.add_task("meta-training", total=total, completed=self.step)
-            while self.step < total and not stop:
+            while self.step < total and not self._any(len(stop)):
                 result = self.train_step()
                 progress.update(bar, advance=1, description=f"answer loss {result.answer_loss:.3f}")
-                if self.step % self.settings.save_every == 0:
+                if self._processes.main and _due(self.step, self.settings.evaluate_every):
+                    self.evaluate()
+                if self._processes.main and _due(self.step, self.settings.save_every):
                     self.save()
-        self.save()
+        if self._processes.main:
+            self.save()
+        self._log.close()
 
     def train_step(self) -> OuterResult:
-        """One outer step: draw, differentiate, update, log."""
+        """One outer step: draw, differentiate, update, log. All processes take the same."""
         started = time.perf_counter()
         drawn = self.draw(self.step)
-        documents = [self._segments(document) for document in drawn.documents]
-        questions = [[self._question(q) for q in document.questions] for document in drawn.documents]
-        result = self._outer_loop.backward(self.meta, documents, questions)
+        batches = self._batches(drawn.documents)
+        own = batches[self._processes.index :: self._processes.count]
+        sums = torch.zeros(6, dtype=torch.float64, device=self.base.device)
+        for batch in own:
+            sums += torch.tensor(self._differentiate(batch), dtype=torch.float64, device=sums.device)
+        for parameter in self._parameters:
+            assert parameter.grad is not None
+            parameter.grad = self._processes.total(parameter.grad) / len(batches)
+        *means, tokens, questions = self._processes.total(sums).tolist()
+        result = OuterResult(*(value / len(batches) for value in means))
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.outer.clip)
         if not (math.isfinite(result.answer_loss) and bool(norm.isfinite())):
             raise DivergenceError(self._save_failed_step(drawn, result, float(norm)))
@@ -140,16 +158,35 @@ class Trainer:
         self._optimiser.zero_grad()
         self.step += 1
         self._seconds += time.perf_counter() - started
-        self._log(drawn, documents, result, float(norm))
+        if self._processes.main:
+            self._log_step(drawn, int(tokens), int(questions), result, float(norm))
         return result
 
+    def evaluate(self) -> float:
+        """Exact match on the development documents; the best checkpoint so far is kept in the folder ``best``."""
+        model = PerkModel(self.base, self.checkpoint(), adapted=self._adapted)
+        scores = score_documents(model, self._dev_documents).summary(self.settings.output.name, "perk")
+        exact = float(scores["exact_match"])
+        if exact > self.best_score:
+            self.best_score = exact
+            self.checkpoint().save(self.settings.output / _BEST)
+        self._log.dev(
+            {
+                "step": str(self.step),
+                "questions": str(scores["questions"]),
+                "exact_match": f"{exact:.4f}",
+                "f1": f"{scores['f1']:.4f}",
+            }
+        )
+        return exact
+
     def draw(self, step: int) -> _Draw:
-        """Documents of a step."""
+        """Documents of a step, of all processes."""
         rng = random.Random(f"{self.settings.seed}-{step}")
         stage_index, stage = _stage_of(step, self.settings.stages)
-        chosen = rng.choices(
-            range(len(stage.tasks)), [mix.weight for mix in stage.tasks], k=self.settings.outer.documents
-        )
+        outer = self.settings.outer
+        count = outer.documents * outer.accumulation * self._processes.count
+        chosen = rng.choices(range(len(stage.tasks)), [mix.weight for mix in stage.tasks], k=count)
         documents = [
             self._tasks[stage_index][index].draw(rng, tokens=rng.randint(*stage.tasks[index].tokens))
             for index in chosen
@@ -171,7 +208,8 @@ class Trainer:
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).clone()
         # The state names its step inside the same file, so that no crash can leave the two apart.
         scratch = folder / f".{_STATE}.new"
-        save_file(tensors, scratch, metadata={"step": str(self.step), "seconds": repr(self._seconds)})
+        metadata = {"step": str(self.step), "seconds": repr(self._seconds), "best": repr(self.best_score)}
+        save_file(tensors, scratch, metadata=metadata)
         scratch.replace(folder / _STATE)
 
     def resume(self) -> None:
@@ -200,7 +238,10 @@ class Trainer:
                 }
         self.step = int(metadata["step"])
         self._seconds = float(metadata["seconds"])
-        _cut_log(self.settings.output / _LOG, self.step)
+        # States of runs without development scores name none.
+        self.best_score = float(metadata.get("best", "-1"))
+        if self._processes.main:
+            self._log.cut(self.step)
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Begin with another checkpoint's parameters instead of fresh ones.
@@ -222,8 +263,31 @@ class Trainer:
                     raise InvalidInput("state", f"no parameter of shape {tuple(parameter.shape)}", "the same settings")
                 parameter.copy_(saved)
 
-    def _build(self, mix: TaskMix) -> Task:
-        return build_task(mix.task, split="train", count_tokens=self._count_tokens, **mix.options)
+    def _build(self, mix: TaskMix, split: Split) -> Task:
+        return build_task(mix.task, split=split, count_tokens=self._count_tokens, **mix.options)
+
+    def _draw_dev(self) -> list[Document]:
+        """Development documents of the last stage's tasks in turn: the same in every evaluation of the run."""
+        rng = random.Random(f"{self.settings.seed}-dev")
+        tasks = [(self._build(mix, "dev"), mix.tokens) for mix in self.settings.stages[-1].tasks]
+        turns = islice(cycle(tasks), self.settings.evaluate_documents)
+        return [task.draw(rng, tokens=rng.randint(*tokens)) for task, tokens in turns]
+
+    def _batches(self, documents: Sequence[Document]) -> list[Sequence[Document]]:
+        size = self.settings.outer.documents
+        return [documents[start : start + size] for start in range(0, len(documents), size)]
+
+    def _differentiate(self, documents: Sequence[Document]) -> list[float]:
+        """Add the gradient of one batch; returns what it measured, its tokens and its questions."""
+        segments = [self._segments(document) for document in documents]
+        questions = [[self._question(q) for q in document.questions] for document in documents]
+        result = self._outer_loop.backward(self.meta, segments, questions)
+        tokens = sum(len(s.ids) for document in segments for s in document)
+        return [*astuple(result), tokens, sum(map(len, questions))]
+
+    def _any(self, number: int) -> bool:
+        """Whether the number is positive in any process: signals do not reach all of them in the same step."""
+        return bool(self._processes.total(torch.tensor(number, device=self.base.device)) > 0)
 
     def _count_tokens(self, text: str) -> int:
         return len(self.base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
@@ -236,36 +300,30 @@ class Trainer:
     def _question(self, question: Question) -> Segment:
         return question_segment(question, self.base, self.settings.templates)
 
-    def _log(self, drawn: _Draw, documents: Sequence[Sequence[Segment]], result: OuterResult, norm: float) -> None:
-        path = self.settings.output / _LOG
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(_COLUMNS)
-            writer.writerow(
-                [
-                    self.step,
-                    f"{self._seconds:.1f}",
-                    drawn.stage,
-                    "+".join(sorted(set(drawn.tasks))),
-                    sum(len(s.ids) for segments in documents for s in segments),
-                    sum(len(document.questions) for document in drawn.documents),
-                    f"{result.answer_loss:.4f}",
-                    f"{result.exact:.3f}",
-                    f"{result.loss_before:.4f}",
-                    f"{result.loss_after:.4f}",
-                    f"{norm:.4f}",
-                    f"{float(self.meta.log_step_sizes.detach().exp().mean()):.2e}",
-                ]
-            )
+    def _log_step(self, drawn: _Draw, tokens: int, questions: int, result: OuterResult, norm: float) -> None:
+        self._log.step(
+            {
+                "step": str(self.step),
+                "seconds": f"{self._seconds:.1f}",
+                "stage": str(drawn.stage),
+                "task": "+".join(sorted(set(drawn.tasks))),
+                "tokens": str(tokens),
+                "questions": str(questions),
+                "answer_loss": f"{result.answer_loss:.4f}",
+                "exact": f"{result.exact:.3f}",
+                "inner_loss_before": f"{result.loss_before:.4f}",
+                "inner_loss_after": f"{result.loss_after:.4f}",
+                "gradient_norm": f"{norm:.4f}",
+                "mean_step_size": f"{float(self.meta.log_step_sizes.detach().exp().mean()):.2e}",
+            }
+        )
 
     def _save_failed_step(self, drawn: _Draw, result: OuterResult, norm: float) -> str:
         self.settings.output.mkdir(parents=True, exist_ok=True)
         path = self.settings.output / f"diverged-{self.step}.json"
         contexts = [{"context": d.context, "questions": [q.question for q in d.questions]} for d in drawn.documents]
-        path.write_text(json.dumps({"tasks": drawn.tasks, "documents": contexts}))
+        if self._processes.main:
+            path.write_text(json.dumps({"tasks": drawn.tasks, "documents": contexts}))
         return f"step {self.step}: answer loss {result.answer_loss}, gradient norm {norm}; its data is in {path.name}"
 
 
@@ -287,8 +345,9 @@ def run_training(
     existing = settings.output / _STATE
     if existing.exists() and not resume:
         raise InvalidInput("output", str(settings.output), "a folder without a saved state, or --resume")
-    base = load_base_model(settings.base, report=print)
-    trainer = Trainer(settings, base)
+    processes = join_processes()
+    base = load_base_model(settings.base, device=processes.device, report=print if processes.main else None)
+    trainer = Trainer(settings, base, processes)
     if resume:
         trainer.resume()
     elif start is not None:
@@ -328,15 +387,8 @@ def _metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata())
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop rows that a killed run logged after its last saved state: they will be computed again."""
-    if not path.exists():
-        return
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    kept = [row for row in rows[1:] if row and int(row[0]) <= step]
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([list(_COLUMNS), *kept])
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 @contextmanager

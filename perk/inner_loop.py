@@ -120,8 +120,9 @@ class InnerLoss:
         shares = prepared.batch.shares.to(self.adapted.base.dtype)
         if self.weighting is None or prepared.last_states is None:
             return shares
-        weights: Tensor = self.weighting(prepared.last_states.to(shares.dtype))
-        return shares * weights
+        # Learned in float32, whatever the base computes in.
+        weights: Tensor = self.weighting(prepared.last_states.to(self.weighting.up.weight.dtype))
+        return shares * weights.to(shares.dtype)
 
     def predicting_states(self, theta: Tensor, prepared: PreparedBatch, *, gradient: Tensor | None = None) -> Tensor:
         """Last hidden states ``[D, K, H]`` that predict the loss tokens, under adapters ``[D, P]``.

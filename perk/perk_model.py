@@ -35,8 +35,8 @@ _MAX_SLICE = 512
 class PerkModel:
     """Encodes and answers. Not thread-safe: one thread owns it."""
 
-    def __init__(self, base: BaseModel, checkpoint: Checkpoint) -> None:
-        """Attach a checkpoint's adapter to a base.
+    def __init__(self, base: BaseModel, checkpoint: Checkpoint, *, adapted: AdaptedModel | None = None) -> None:
+        """Attach a checkpoint's adapter to a base, or take an `adapted` one of the same settings.
 
         Raises:
             BaseMismatch: the checkpoint belongs to another base.
@@ -47,7 +47,7 @@ class PerkModel:
         self.base = base
         self.checkpoint = checkpoint
         self.settings = settings
-        self.adapted = AdaptedModel(base, settings.lora)
+        self.adapted = adapted or AdaptedModel(base, settings.lora)
         checkpoint.require_layout(self.adapted.layout)
         self.weighting = checkpoint.token_weighting(base.head.shape[1])
         if self.weighting is not None:

@@ -14,15 +14,17 @@ from starlette.requests import ClientDisconnect
 
 from perk.errors import PerkError
 from perk.perk_model import PerkModel
-from service.api import documents, operations, questions
+from service.api import chat, documents, operations, questions
 from service.api.observe import Observe
 from service.api.openapi import allowed_methods
 from service.api.problems import ProblemError, as_problem, problem_response
 from service.engine.engine import Engine, load_perk_model
 from service.errors import ServiceError
+from service.keys import KeyRing
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import open_tracer
+from service.uploads.extract import TextExtraction
 
 __all__ = ["create_app"]
 
@@ -57,11 +59,13 @@ def create_app(settings: Settings, *, load_model: Callable[[Settings], PerkModel
     )
     app.state.engine = engine
     app.state.settings = settings
+    app.state.extraction = TextExtraction(settings)
+    app.state.keys = KeyRing(settings.api_keys, settings.limits)
     for error in (ProblemError, PerkError, ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, _answer_error)
     app.add_exception_handler(ClientDisconnect, _answer_no_one)
     app.add_middleware(Observe, metrics=metrics, tracer=tracer)
-    for module in (operations, documents, questions):
+    for module in (operations, documents, questions, chat):
         app.include_router(module.router)
     return app
 

@@ -9,12 +9,16 @@ __all__ = [
     "DocumentFailed",
     "DocumentNotFound",
     "DocumentNotReady",
+    "ExtractionFailed",
     "LoadFailed",
     "NotReady",
     "QueueFull",
+    "RateExceeded",
     "ServiceError",
     "StorageFull",
     "StoreError",
+    "TokensSpent",
+    "TooManyDocuments",
     "TooManyTokens",
     "TookTooLong",
     "is_disk_full",
@@ -54,6 +58,55 @@ class QueueFull(ServiceError):
     def __init__(self, waiting: str, limit: int, retry_after: int) -> None:
         super().__init__(f"{limit} {waiting} are waiting already, and no more may (PERK_QUEUE_LIMIT)")
         self.retry_after = retry_after
+
+
+class RateExceeded(ServiceError):
+    """A tenant sends more requests than it may.
+
+    Attributes:
+        limit: requests a minute.
+        retry_after: seconds after which the next is let in.
+    """
+
+    def __init__(self, limit: int, retry_after: int) -> None:
+        super().__init__(f"more than {limit} requests a minute")
+        self.limit = limit
+        self.retry_after = retry_after
+
+
+class TokensSpent(ServiceError):
+    """A tenant has used the tokens of its day, or asks for more than are left of them.
+
+    Attributes:
+        limit: tokens a day.
+        retry_after: seconds until the day ends.
+    """
+
+    def __init__(self, limit: int, retry_after: int) -> None:
+        super().__init__(f"more than the {limit} tokens a day (UTC) that this key may use")
+        self.limit = limit
+        self.retry_after = retry_after
+
+
+class TooManyDocuments(ServiceError):
+    """A tenant keeps as many documents as it may; waiting does not help, deleting does."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"this key keeps {limit} documents, and no more may be: delete one first")
+
+
+class ExtractionFailed(ServiceError):
+    """A file has no text that can be read.
+
+    Attributes:
+        value: what the file holds, in words.
+        limit: what it may hold.
+    """
+
+    def __init__(self, value: str, limit: str) -> None:
+        super().__init__(f"file: got {value}, expected {limit}")
+        self.value = value
+        self.limit = limit
 
 
 class DocumentNotFound(ServiceError):

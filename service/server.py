@@ -46,6 +46,9 @@ def serve(settings: Settings, host: str, port: int) -> int:
     except (OSError, OverflowError) as error:
         print(f"perk serve: cannot listen on {host} port {port}: {error}", file=sys.stderr)
         return 1
+    # Accepted connections inherit it: one whose peer takes nothing for so long is ended by the kernel.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2000 * settings.body_seconds))
     try:
         return asyncio.run(_run(settings, listener))
     except LoadFailed as error:

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from platformdirs import user_data_path
-from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.keys import ApiKey, Limits, read_keys
 
 __all__ = ["Settings", "SettingsError", "describe_settings", "load_settings"]
 
@@ -50,8 +52,13 @@ class Settings(BaseSettings):
         default_factory=lambda: user_data_path("perk"), description="where documents and adapters are kept"
     )
     redis_url: str | None = Field(None, description="leave unset: the embedded store is the only one so far")
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="keys that clients may send, between commas; unset: open to all"
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+        (), description="keys that clients may send, between commas, or @ and a JSON file of them; unset: open to all"
+    )
+    requests_per_minute: int | None = Field(None, ge=1, description="requests of a key a minute; unset: no limit")
+    documents_per_key: int | None = Field(None, ge=1, description="documents that a key may keep; unset: no limit")
+    tokens_per_day: int | None = Field(
+        None, ge=1, description="tokens that a key may encode, ask and be answered a day (UTC); unset: no limit"
     )
     max_document_bytes: ByteSize = Field(
         ByteSize(8 * _MIB), ge=1, description="largest request body that may carry a document"
@@ -59,6 +66,13 @@ class Settings(BaseSettings):
     max_document_tokens: int = Field(131_072, ge=1, description="longest document, in tokens")
     max_question_chars: int = Field(8192, ge=1, description="longest question, in characters")
     max_answer_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
+    body_seconds: float = Field(
+        30, gt=0, allow_inf_nan=False, description="longest pause of a client while it sends or reads a body"
+    )
+    upload_seconds: int = Field(30, ge=1, description="longest time to read the text of an uploaded file")
+    upload_memory: ByteSize = Field(
+        ByteSize(512 * _MIB), ge=64 * _MIB, description="memory for reading the text of one uploaded file"
+    )
     queue_limit: int = Field(64, ge=1, description="most documents, and most questions, that may wait")
     adapter_ttl: int | None = Field(None, ge=1, description="seconds that an adapter is kept; unset: for ever")
     memory_budget: ByteSize = Field(
@@ -101,12 +115,12 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, keys: Any) -> Any:
-        if not isinstance(keys, str):
-            return keys
-        parts = [part.strip() for part in keys.split(",")]
-        if not all(part.isascii() and part.isprintable() and part and " " not in part for part in parts):
-            raise ValueError("expected keys of visible ASCII characters, between commas")
-        return parts
+        return read_keys(keys) if isinstance(keys, str) else keys
+
+    @property
+    def limits(self) -> Limits:
+        """Of each key that has none of its own."""
+        return Limits(self.requests_per_minute, self.documents_per_key, self.tokens_per_day)
 
 
 def load_settings() -> Settings:

@@ -10,6 +10,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +26,10 @@ from perk.base_model import load_base_model
 from perk.checkpoint import new_checkpoint
 from perk.lora import AdaptedModel
 from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("any-machine")
 
 _VOCABULARY = 512
 _POSITIONS = 1024

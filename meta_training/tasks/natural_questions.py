@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 from meta_training.document import Document, Question
@@ -12,6 +13,8 @@ from meta_training.tasks.task import CountTokens, Split
 from perk.segments import join_passages
 
 __all__ = ["NaturalQuestions"]
+
+_SENTENCE = re.compile(r"\S.*?(?:[.!?][\"”’')]*(?=\s)|$)", re.DOTALL)
 
 
 class NaturalQuestions:
@@ -23,7 +26,7 @@ class NaturalQuestions:
         self._paragraphs: list[tuple[str, tuple[Question, ...], int]] = []
         for document in read_documents(data_file(f"nq/{split}.jsonl")):
             text = document.context if isinstance(document.context, str) else join_passages(document.context)
-            questions = tuple(_as_asked(question) for question in document.questions)
+            questions = tuple(_as_asked(question, text) for question in document.questions)
             self._paragraphs.append((text, questions, count_tokens(text)))
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
@@ -43,7 +46,16 @@ class NaturalQuestions:
         return Document(tuple(others), chosen[0][1])
 
 
-def _as_asked(question: Question) -> Question:
-    """Typed into a search box, without capital or question mark: put both."""
+def _as_asked(question: Question, paragraph: str) -> Question:
+    """Typed into a search box, without capital or question mark: put both; and the sentence that answers it."""
     text = question.question.strip().rstrip("?")
-    return replace(question, question=f"{text[:1].upper()}{text[1:]}?", task="nq")
+    asked = f"{text[:1].upper()}{text[1:]}?"
+    support = question.support or _supporting_sentence(paragraph, (question.answer, *question.answers))
+    return replace(question, question=asked, support=support, task="nq")
+
+
+def _supporting_sentence(paragraph: str, answers: tuple[str, ...]) -> tuple[str, ...]:
+    """The first sentence with the first answer that the paragraph holds; nothing where it holds none literally."""
+    sentences = [match[0].strip() for match in _SENTENCE.finditer(paragraph)]
+    found = (sentence for answer in answers for sentence in sentences if answer.lower() in sentence.lower())
+    return tuple(sentence for sentence in [next(found, "")] if sentence)

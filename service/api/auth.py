@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
-
 from fastapi import Request
-from pydantic import SecretStr
 
+from service.api.engine import engine_of
 from service.api.problems import Problem, ProblemError
-from service.settings import Settings
+from service.keys import KeyRing, Tenant
 
-__all__ = ["require_key"]
+__all__ = ["require_key", "tenant_of"]
 
 
 async def require_key(request: Request) -> None:
-    """Refuse requests without a key that the settings name; without any there, all are let in.
+    """Refuse requests without a key that the settings name (without any there, all are let in), or too many of them.
 
     Raises:
         ProblemError: there is no key, or a wrong one (401).
+        RateExceeded: its tenant sends too many requests.
     """
-    settings: Settings = request.app.state.settings
-    if settings.api_keys and not _is_known(_sent_key(request), settings.api_keys):
+    ring: KeyRing = request.app.state.keys
+    tenant = ring.tenant(request.headers)
+    if tenant is None:
         detail = "expected a valid API key, as Authorization: Bearer KEY or as X-API-Key: KEY"
         raise ProblemError(Problem("unauthorized", 401, detail, headers={"WWW-Authenticate": 'Bearer realm="perk"'}))
+    engine_of(request).quotas.admit(tenant)
+    request.state.tenant = tenant
 
 
-def _sent_key(request: Request) -> str:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return key.strip()
-    return request.headers.get("x-api-key", "").strip()
-
-
-def _is_known(key: str, keys: Sequence[SecretStr]) -> bool:
-    # Each is compared, in constant time: how long it takes says nothing about any of them.
-    matches = [hmac.compare_digest(key.encode(), known.get_secret_value().encode()) for known in keys]
-    return any(matches)
+def tenant_of(request: Request) -> Tenant:
+    """Whose request this is, once `require_key` has let it in."""
+    tenant: Tenant = request.state.tenant
+    return tenant

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from service.api.engine import settings_of
 from service.api.fields import FieldError, field_errors
 from service.api.problems import Problem, ProblemError, invalid_fields
 
@@ -30,6 +32,7 @@ M = TypeVar("M", bound=BaseModel)
 # A client that sends too much rarely reads the answer before it has sent all. So far, what it sends is thrown away.
 _DRAIN_BYTES = 256 * 1024**2
 _DRAIN_SECONDS = 30.0
+_LEAST_BYTES_PER_SECOND = 4096
 _DEEPEST = 32
 
 
@@ -54,7 +57,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     """The body, of which never more than `limit` bytes are held.
 
     Raises:
-        ProblemError: it is larger (413).
+        ProblemError: it is larger (413), or its client pauses for too long (408).
     """
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
@@ -69,13 +72,24 @@ async def read_body(request: Request, limit: int) -> bytes:
             await _drain(chunks)
         _refuse(limit)
     body = bytearray()
-    async for chunk in chunks:
+    patience = settings_of(request).body_seconds
+    # A few bytes now and then are no progress either: on average it must be this fast.
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            async with asyncio.timeout(min(patience, deadline - time.monotonic())):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            detail = f"the body came too slowly: it may pause for {patience:g} seconds (PERK_BODY_SECONDS)"
+            raise ProblemError(Problem("too-slow", 408, detail, headers={"Connection": "close"})) from None
+        if chunk is None:
+            return bytes(body)
         if len(body) + len(chunk) > limit:
             body.clear()
             await _drain(chunks)
             _refuse(limit)
         body += chunk
-    return bytes(body)
+        deadline += len(chunk) / _LEAST_BYTES_PER_SECOND
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

@@ -13,7 +13,7 @@ import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.api.auth import require_key
+from service.api.auth import require_key, tenant_of
 from service.api.body import decode_text, media_type, read_body, read_json, unsupported_media_type, validate
 from service.api.disconnect import while_connected
 from service.api.engine import engine_of, settings_of
@@ -41,15 +41,16 @@ _LONGEST_WAIT_SECONDS = 3600
     responses={
         200: {"model": DocumentOut, "description": "The same text is encoded already."},
         201: {"model": DocumentOut, "description": "Encoded within the time of `Prefer: wait=SECONDS`."},
-        **problems(400, 401, 413, 415, 422, 429, 503),
+        **problems(400, 401, 403, 408, 413, 415, 422, 429, 503),
     },
     openapi_extra=body_of(DocumentIn, text=True, upload=True),
 )
 async def send_document(request: Request) -> Response:
     """Encode a document. The header `Prefer: wait=SECONDS` asks to wait for the end."""
     documents = engine_of(request).documents
+    tenant = tenant_of(request)
     sent = await _read_document(request)
-    document, was_ready = await documents.take(sent.text, title=sent.title, metadata=sent.metadata)
+    document, was_ready = await documents.take(sent.text, title=sent.title, metadata=sent.metadata, tenant=tenant)
     structlog.contextvars.bind_contextvars(document_id=document.record.id)
     headers = {"Location": f"/documents/{document.record.id}"}
     if was_ready:
@@ -57,11 +58,11 @@ async def send_document(request: Request) -> Response:
     seconds = _preferred_wait(request)
     if seconds is not None:
         headers["Preference-Applied"] = f"wait={seconds}"
-        document = await while_connected(request, documents.wait(document.record.id, seconds))
+        document = await while_connected(request, documents.wait(document.record.id, seconds, tenant.owner))
     return _response(document, 201 if document.ended else 202, headers)
 
 
-@router.get("", response_model=DocumentPage, responses=problems(401, 422, 503))
+@router.get("", response_model=DocumentPage, responses=problems(401, 422, 429, 503))
 async def list_documents(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -69,23 +70,23 @@ async def list_documents(
 ) -> Response:
     """Documents, the newest first."""
     after = None if cursor is None else _place(cursor)
-    found = await engine_of(request).documents.page(limit + 1, after)
+    found = await engine_of(request).documents.page(limit + 1, after, tenant_of(request).owner)
     page = found[:limit]
     next_cursor = _cursor(page[-1]) if len(found) > limit else None
     shown = DocumentPage(data=[DocumentOut.of(document) for document in page], next_cursor=next_cursor)
     return JSONResponse(shown.model_dump())
 
 
-@router.get("/{document_id}", response_model=DocumentOut, responses=problems(401, 404, 422, 503))
+@router.get("/{document_id}", response_model=DocumentOut, responses=problems(401, 404, 422, 429, 503))
 async def show_document(request: Request, document_id: str) -> Response:
     """A document as it stands."""
-    return _response(await engine_of(request).documents.find(document_id), 200)
+    return _response(await engine_of(request).documents.find(document_id, tenant_of(request).owner), 200)
 
 
-@router.delete("/{document_id}", status_code=204, response_class=Response, responses=problems(401, 404, 422, 503))
+@router.delete("/{document_id}", status_code=204, response_class=Response, responses=problems(401, 404, 422, 429, 503))
 async def delete_document(request: Request, document_id: str) -> Response:
     """Forget text and adapter, everywhere; an encode or answer that runs ends."""
-    await engine_of(request).delete(document_id)
+    await engine_of(request).delete(document_id, tenant_of(request).owner)
     return Response(status_code=204)
 
 
@@ -94,16 +95,17 @@ async def delete_document(request: Request, document_id: str) -> Response:
     response_class=Response,
     responses={
         200: {"content": {"text/event-stream": {}}, "description": "`progress`, then `ready` or `failed`."},
-        **problems(401, 404, 422, 503),
+        **problems(401, 404, 422, 429, 503),
     },
 )
 async def follow_document(request: Request, document_id: str) -> Response:
     """Follow an encode."""
     documents = engine_of(request).documents
-    await documents.find(document_id)
+    owner = tenant_of(request).owner
+    await documents.find(document_id, owner)
 
     async def events() -> AsyncGenerator[Event, None]:
-        async for document in documents.follow(document_id):
+        async for document in documents.follow(document_id, owner):
             yield (document.status if document.ended else "progress"), DocumentOut.of(document).model_dump()
 
     return event_response(request, events())
@@ -114,12 +116,13 @@ async def follow_document(request: Request, document_id: str) -> Response:
     response_class=Response,
     responses={
         200: {"content": {"application/zip": {}}, "description": "The PEFT folder."},
-        **problems(401, 404, 409, 422, 503),
+        **problems(401, 404, 409, 422, 429, 503),
     },
 )
 async def take_adapter(request: Request, document_id: str) -> Response:
     """The adapter as a PEFT folder, in a zip archive."""
-    archive = await while_connected(request, engine_of(request).documents.export(document_id))
+    exporting = engine_of(request).documents.export(document_id, tenant_of(request).owner)
+    archive = await while_connected(request, exporting)
     disposition = f'attachment; filename="{document_id}.zip"'
     return Response(archive, media_type="application/zip", headers={"Content-Disposition": disposition})
 

@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.routing import compile_path
 
+from service.api.chat_schemas import OpenAIErrorOut
 from service.api.problems import MEDIA_TYPE
 from service.api.schemas import ProblemOut
 
-__all__ = ["allowed_methods", "body_of", "problems"]
+__all__ = ["allowed_methods", "body_of", "openai_errors", "problems"]
 
 
 def body_of(model: type[BaseModel], *, text: bool = False, upload: bool = False) -> dict[str, Any]:
@@ -48,6 +49,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
         for status in statuses
     }
+
+
+def openai_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of one of OpenAI's routes."""
+    return {status: {"description": HTTPStatus(status).phrase, "model": OpenAIErrorOut} for status in statuses}
 
 
 def allowed_methods(request: Request) -> dict[str, str]:

@@ -17,17 +17,29 @@ from service.errors import (
     DocumentFailed,
     DocumentNotFound,
     DocumentNotReady,
+    ExtractionFailed,
     NotReady,
     QueueFull,
+    RateExceeded,
     ServiceError,
     StorageFull,
     StoreError,
+    TokensSpent,
     TookTooLong,
+    TooManyDocuments,
     TooManyTokens,
 )
 from service.metrics import Metrics
 
-__all__ = ["MEDIA_TYPE", "Problem", "ProblemError", "as_problem", "invalid_fields", "problem_response"]
+__all__ = [
+    "MEDIA_TYPE",
+    "Problem",
+    "ProblemError",
+    "as_problem",
+    "invalid_fields",
+    "is_openai_path",
+    "problem_response",
+]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -70,6 +82,12 @@ class Problem:
             body["errors"] = [error.body() for error in self.errors]
         return body
 
+    def openai_body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        code = "model_not_found" if self.name == "not-found" else self.name.replace("-", "_")
+        param = self.errors[0].field if self.errors else "model" if self.name == "not-found" else None
+        return {"error": {"message": self.detail, "type": _openai_type(self.status), "param": param, "code": code}}
+
 
 class ProblemError(Exception):
     """A request that is refused before anything is done for it."""
@@ -101,6 +119,20 @@ def as_problem(error: Exception) -> Problem:
             return Problem("internal", 500, "an internal error; the log has it under this request's id")
 
 
+def _openai_type(status: int) -> str:
+    match status:
+        case 401:
+            return "authentication_error"
+        case 403:
+            return "permission_error"
+        case 429:
+            return "rate_limit_error"
+        case status if status >= 500:
+            return "server_error"
+        case _:
+            return "invalid_request_error"
+
+
 def _of_framework(error: HTTPException) -> Problem:
     headers = dict(error.headers or {})
     match error.status_code:
@@ -126,6 +158,14 @@ def _of_service(error: ServiceError) -> Problem:
         case TooManyTokens():
             errors = (FieldError("text", f"more than {error.limit} tokens", f"at most {error.limit} tokens"),)
             return Problem("document-too-large", 413, detail, errors)
+        case ExtractionFailed():
+            return invalid_fields(FieldError("file", error.value, error.limit))
+        case TooManyDocuments():
+            return Problem("too-many-documents", 403, detail)
+        case RateExceeded():
+            return Problem("rate-exceeded", 429, detail, headers=_limited(error.limit, error.retry_after))
+        case TokensSpent():
+            return Problem("tokens-spent", 429, detail, headers=_retry_after(error.retry_after))
         case QueueFull():
             return Problem("queue-full", 429, detail, headers=_retry_after(error.retry_after))
         case TookTooLong():
@@ -144,9 +184,21 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
     """The response, counted."""
     metrics: Metrics = request.app.state.engine.metrics
     metrics.rejected.labels(problem.name).inc()
+    if is_openai_path(request):
+        return JSONResponse(problem.openai_body(), status_code=problem.status, headers=problem.headers)
     return JSONResponse(
         problem.body(request.url.path), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE
     )
+
+
+def is_openai_path(request: Request) -> bool:
+    """Whether errors of this path are OpenAI's error object."""
+    return request.url.path.startswith("/v1/")
+
+
+def _limited(limit: int, seconds: int) -> dict[str, str]:
+    conventional = {"X-RateLimit-Limit": str(limit), "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(seconds)}
+    return conventional | _retry_after(seconds)
 
 
 def _retry_after(seconds: int) -> dict[str, str]:

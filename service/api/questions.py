@@ -8,7 +8,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.api.auth import require_key
+from service.api.auth import require_key, tenant_of
 from service.api.body import read_json
 from service.api.disconnect import while_connected
 from service.api.engine import engine_of, settings_of
@@ -38,7 +38,7 @@ _OTHER_BYTES = 64 * 1024
             "content": {"text/event-stream": {}},
             "description": "The answer; with `stream`, events: `token` each with `text`, then `done` with the answer.",
         },
-        **problems(400, 401, 404, 409, 413, 415, 422, 429, 503, 504),
+        **problems(400, 401, 404, 408, 409, 413, 415, 422, 429, 503, 504),
     },
     openapi_extra=body_of(AskIn),
 )
@@ -49,7 +49,7 @@ async def ask_document(request: Request, document_id: str) -> Response:
     asked = await read_json(request, AskIn, settings.max_question_chars * _BYTES_PER_CHARACTER + _OTHER_BYTES)
     _check_limits(asked, settings)
     options = AnswerOptions(asked.max_tokens, asked.temperature, asked.top_p, asked.seed, tuple(asked.stop))
-    stream = await while_connected(request, questions.ask(document_id, asked.question, options))
+    stream = await while_connected(request, questions.ask(document_id, asked.question, options, tenant_of(request)))
     if asked.stream:
         return await _streamed(request, stream)
     try:

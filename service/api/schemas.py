@@ -11,7 +11,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from service.engine.answer_stream import AnswerStream
 from service.engine.document import Document
 
-__all__ = ["LONGEST_TITLE", "AnswerOut", "AskIn", "DocumentIn", "DocumentOut", "DocumentPage", "ProblemOut"]
+__all__ = [
+    "LONGEST_TITLE",
+    "AnswerOut",
+    "AskIn",
+    "DocumentIn",
+    "DocumentOut",
+    "DocumentPage",
+    "ProblemOut",
+    "StopTexts",
+]
 
 LONGEST_TITLE = 512
 _METADATA_BYTES = 16 * 1024
@@ -35,6 +44,13 @@ def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
+StopTexts = Annotated[
+    list[_StopText],
+    BeforeValidator(_as_list, json_schema_input_type=_StopText | list[_StopText]),
+    Field(max_length=16, description="text, or texts, that end the answer"),
+]
+
+
 class DocumentIn(_Request):
     """A document to encode."""
 
@@ -53,9 +69,7 @@ class AskIn(_Request):
     temperature: float = Field(0.0, ge=0, le=2, description="0: the likeliest token each time")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63, description="of the sampling; the same seed, the same answer")
-    stop: Annotated[list[_StopText], BeforeValidator(_as_list, json_schema_input_type=_StopText | list[_StopText])] = (
-        Field(default_factory=list, max_length=16, description="text, or texts, that end the answer")
-    )
+    stop: StopTexts = Field(default_factory=list)
     stream: bool = Field(False, description="server-sent events instead of one JSON object")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from service.engine.jobs import Question
@@ -36,7 +36,7 @@ class AnswerStream:
 
     Attributes:
         id: of the answer.
-        document_id: of the document asked.
+        document_id: of the document asked; None: the base model.
         finish_reason: ``stop`` or ``length``, once ended.
         support: what was recalled of the document before the answer, once ended.
         timings: once ended.
@@ -44,21 +44,23 @@ class AnswerStream:
 
     def __init__(
         self,
-        document_id: str,
+        document_id: str | None,
         question: Question,
         *,
         arrived_at: float,
         asked_at: float,
+        spend: Callable[[int], None],
         metrics: Metrics,
         tracer: Tracer,
     ) -> None:
         """Follow a question that is in the model's queue.
 
         Args:
-            document_id: of the document asked.
+            document_id: of the document asked; None: the base model.
             question: in the queue.
             arrived_at: when the request came (`time.monotonic`).
             asked_at: when the adapter was there and the question was put in the queue.
+            spend: is told the tokens of prompt and answer, once it has ended.
             metrics: where it is counted.
             tracer: takes its spans, below that of the request that is being answered here.
         """
@@ -70,6 +72,7 @@ class AnswerStream:
         self._question = question
         self._arrived_at = arrived_at
         self._asked_at = asked_at
+        self._spend = spend
         self._metrics = metrics
         self._tracer = tracer
         self._origin = tracer.here()
@@ -118,13 +121,14 @@ class AnswerStream:
         finally:
             self._metrics.questions.labels(outcome).inc()
             self._metrics.answered_tokens.inc(self.completion_tokens)
+            self._spend(self.prompt_tokens + self.completion_tokens)
             self.close()
             self._trace(outcome)
 
     def _trace(self, outcome: str) -> None:
         ended_at = time.monotonic()
         attributes: dict[str, str | int] = {
-            "perk.document_id": self.document_id,
+            "perk.document_id": self.document_id or "none",
             "perk.outcome": outcome,
             "perk.prompt_tokens": self.prompt_tokens,
             "perk.completion_tokens": self.completion_tokens,

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 from torch import Tensor
@@ -19,7 +19,17 @@ from service.engine.document import Document
 from service.engine.encode_queue import EncodeQueue
 from service.engine.flight import Flight
 from service.engine.model_thread import ModelThread
-from service.errors import DocumentFailed, DocumentNotFound, DocumentNotReady, NotReady, QueueFull, TooManyTokens
+from service.engine.quotas import Quotas
+from service.errors import (
+    DocumentFailed,
+    DocumentNotFound,
+    DocumentNotReady,
+    NotReady,
+    QueueFull,
+    TooManyDocuments,
+    TooManyTokens,
+)
+from service.keys import Tenant
 from service.metrics import Metrics
 from service.store.memory import MemoryTier
 from service.store.protocol import DocumentStore, Place
@@ -35,7 +45,11 @@ _AGAIN_SECONDS = 30.0
 
 
 class Documents:
-    """All documents of one configuration. One event loop owns it."""
+    """All documents of one configuration. One event loop owns it.
+
+    Attributes:
+        model_name: of the base.
+    """
 
     def __init__(
         self,
@@ -47,6 +61,7 @@ class Documents:
         queue: EncodeQueue,
         token_limit: int,
         waiting_limit: int,
+        quotas: Quotas,
         metrics: Metrics,
     ) -> None:
         """Put the parts together.
@@ -59,9 +74,10 @@ class Documents:
             queue: encodes what is stored.
             token_limit: longest document.
             waiting_limit: most questions that may wait for adapters to be encoded again.
+            quotas: what each tenant has used.
             metrics: where documents are counted.
         """
-        self._model_name = model.name
+        self.model_name = model.name
         self._checkpoint_name = model.checkpoint_name
         self._fingerprint = model.fingerprint
         self._thread = thread
@@ -71,10 +87,17 @@ class Documents:
         self._token_limit = token_limit
         self._waiting_limit = waiting_limit
         self._waiting = 0
+        self._quotas = quotas
+        # Between counting a tenant's documents and adding one, no other is added.
+        self._counting = asyncio.Lock()
         self._metrics = metrics
 
-    async def take(self, text: str, *, title: str | None, metadata: dict[str, Any]) -> tuple[Document, bool]:
-        """Keep a document and queue it, unless the same text is known; once this returns, it survives a restart.
+    async def take(
+        self, text: str, *, title: str | None, metadata: dict[str, Any], tenant: Tenant
+    ) -> tuple[Document, bool]:
+        """Keep a document and queue it, unless the tenant has it; once this returns, it survives a restart.
+
+        What another tenant has of the same text is not looked at: it is encoded again, so that no one can tell.
 
         Returns:
             The document, and whether it was ready before.
@@ -82,18 +105,21 @@ class Documents:
         Raises:
             InvalidInput: the text cannot be a document.
             TooManyTokens: it is too long.
+            TooManyDocuments: the tenant may keep no more.
+            TokensSpent: the tenant has too few tokens left.
             QueueFull: too many documents wait.
             StoreError: it cannot be kept.
         """
         canonical = await asyncio.to_thread(normalise, text)
-        document_id, tokens = await self._thread.call(self._measure(canonical))
+        shared_id, tokens = await self._thread.call(self._measure(canonical))
+        document_id = tenant.document_id(shared_id)
         record = await self._store.find(document_id)
         if record is not None and record.status != "failed":
             self._metrics.documents_received.labels("known").inc()
             return self._document(record), record.status == "ready"
         if tokens > self._token_limit:
             raise TooManyTokens(self._token_limit)
-        with self._queue.place():
+        async with self._place(tenant, tokens):
             record, is_new = await self._store.add(
                 DocumentRecord(
                     id=document_id,
@@ -104,11 +130,25 @@ class Documents:
                     bytes=len(canonical.encode()),
                     tokens=tokens,
                     created_at=time.time(),
+                    text_id=shared_id,
+                    owner=tenant.owner,
                 ),
                 canonical,
             )
+            self._quotas.spend(tenant, tokens)
         self._metrics.documents_received.labels("new" if is_new else "again").inc()
         return self._document(record), False
+
+    @asynccontextmanager
+    async def _place(self, tenant: Tenant, tokens: int) -> AsyncIterator[None]:
+        """A place for one document more, in the queue and within the tenant's limits."""
+        async with self._counting:
+            limit = tenant.limits.documents
+            if limit is not None and sum((await self._store.counts(owner=tenant.owner)).values()) >= limit:
+                raise TooManyDocuments(limit)
+            self._quotas.require_tokens(tenant, tokens)
+            with self._queue.place():
+                yield
 
     def _measure(self, text: str) -> Callable[[PerkModel], tuple[str, int]]:
         def measure(model: PerkModel) -> tuple[str, int]:
@@ -121,37 +161,40 @@ class Documents:
 
         return measure
 
-    async def find(self, document_id: str) -> Document:
+    async def find(self, document_id: str, owner: str) -> Document:
         """A document as it stands.
 
         Raises:
-            DocumentNotFound: there is none.
+            DocumentNotFound: there is none, or it is another owner's.
         """
         record = await self._store.find(document_id) if _ID.fullmatch(document_id) else None
-        if record is None:
+        if record is None or record.owner != owner:
             raise DocumentNotFound(document_id)
         return self._document(record)
 
-    async def page(self, limit: int, after: Place | None) -> list[Document]:
-        """At most `limit` documents, the newest first, from `after` on."""
-        return [self._document(record) for record in await self._store.page(limit, after)]
+    async def page(self, limit: int, after: Place | None, owner: str) -> list[Document]:
+        """At most `limit` documents of an owner, the newest first, from `after` on."""
+        return [self._document(record) for record in await self._store.page(limit, after, owner=owner)]
 
-    async def delete(self, document_id: str) -> None:
+    async def delete(self, document_id: str, owner: str) -> None:
         """Forget a document; its text and adapter are gone from every tier once this returns.
 
         Raises:
-            DocumentNotFound: there is none.
+            DocumentNotFound: there is none, or it is another owner's.
             StoreError: it is still there.
         """
-        if not _ID.fullmatch(document_id):
+        record = await self._store.find(document_id) if _ID.fullmatch(document_id) else None
+        if not _ID.fullmatch(document_id) or (record is not None and record.owner != owner):
             raise DocumentNotFound(document_id)
-        self._queue.cancel(document_id)
-        found = await self._store.delete(document_id)
-        self._adapters.forget(document_id)
+        if record is not None:
+            self._queue.cancel(document_id)
+        # One of another configuration is not found, but deleted all the same.
+        found = await self._store.delete(document_id, owner=owner)
         if not found:
             raise DocumentNotFound(document_id)
+        self._adapters.forget(document_id)
 
-    async def follow(self, document_id: str) -> AsyncIterator[Document]:
+    async def follow(self, document_id: str, owner: str) -> AsyncIterator[Document]:
         """The document now, and after each slice of its encode, until that ends.
 
         Raises:
@@ -161,28 +204,28 @@ class Documents:
         while True:
             if self._queue.closed:
                 raise NotReady("stopping", "the service is stopping")
-            document = await self.find(document_id)
+            document = await self.find(document_id, owner)
             yield document
             if document.ended:
                 return
             flight = self._queue.add(document_id)
             await flight.changed()
 
-    async def wait(self, document_id: str, seconds: float) -> Document:
+    async def wait(self, document_id: str, seconds: float, owner: str) -> Document:
         """The document once its encode has ended, or as it stands after `seconds`.
 
         Raises:
             DocumentNotFound: there is none, or it was deleted meanwhile.
         """
-        document = await self.find(document_id)
+        document = await self.find(document_id, owner)
         # At the end of the time, or of the service, the last state is the answer.
         with suppress(TimeoutError, NotReady):
             async with asyncio.timeout(seconds):
-                async for newer in self.follow(document_id):
+                async for newer in self.follow(document_id, owner):
                     document = newer
         return document
 
-    async def adapter(self, document_id: str) -> Tensor:
+    async def adapter(self, document_id: str, owner: str) -> Tensor:
         """The adapter ``[P]`` of a document that is ready; one that is lost or damaged is encoded again meanwhile.
 
         Raises:
@@ -193,7 +236,7 @@ class Documents:
         """
         deadline = time.monotonic() + _AGAIN_SECONDS
         while True:
-            document = await self.find(document_id)
+            document = await self.find(document_id, owner)
             if document.status == "failed":
                 raise DocumentFailed(document_id, document.record.error or "unknown reason")
             if document.status == "ready":
@@ -208,13 +251,13 @@ class Documents:
             if not flight.again or not await self._wait_for(flight, deadline):
                 raise DocumentNotReady(document_id, document.status, self._queue.retry_after(document_id))
 
-    async def export(self, document_id: str) -> bytes:
+    async def export(self, document_id: str, owner: str) -> bytes:
         """The adapter as a PEFT folder in a zip archive.
 
         Raises:
             StorageFull: there is no space to write the folder.
         """
-        adapter = await self.adapter(document_id)
+        adapter = await self.adapter(document_id, owner)
         return await pack_folder(lambda folder: self._thread.call(lambda model: model.export_peft(adapter, folder)))
 
     async def drop_expired(self) -> None:
@@ -238,7 +281,7 @@ class Documents:
         if record.status == "queued":
             # It has one, unless storing or deleting it was interrupted.
             flight = self._queue.add(record.id)
-        return Document.of(record, flight, model=self._model_name, checkpoint=self._checkpoint_name)
+        return Document.of(record, flight, model=self.model_name, checkpoint=self._checkpoint_name)
 
     async def _kept_adapter(self, record: DocumentRecord) -> Tensor | None:
         if record.expires_at is not None and record.expires_at <= time.time():

@@ -82,11 +82,12 @@ class EncodeQueue:
         self._promised = 0
         self._arrived = asyncio.Event()
         self._mean_seconds = _FIRST_ENCODE_SECONDS
+        self._last_ready_at = 0.0
         self.closed = False
         """Whether `run` has ended: documents wait in the store for the next start."""
         self.store_problem: str | None = None
         """Why the store cannot be used just now; None while it can."""
-        metrics.waiting.labels("encode").set_function(lambda: len(self._waiting))
+        metrics.waiting.labels("encode").set_function(lambda: len(self._not_begun))
         metrics.waiting_limit.labels("encode").set(limit)
 
     @contextmanager
@@ -96,7 +97,7 @@ class EncodeQueue:
         Raises:
             QueueFull: there is none.
         """
-        if len(self._waiting) + self._promised >= self._limit:
+        if len(self._not_begun) + self._promised >= self._limit:
             raise QueueFull("documents", self._limit, _bounded(self._mean_seconds))
         self._promised += 1
         try:
@@ -135,15 +136,20 @@ class EncodeQueue:
         """Documents whose encode the model has begun."""
         return sum(flight.progress is not None for flight in self._flying)
 
+    @property
+    def _not_begun(self) -> list[Flight]:
+        """Those that wait, here or for the model thread."""
+        return [*(flight for flight in self._flying if flight.progress is None), *self._waiting]
+
     def retry_after(self, document_id: str) -> int:
         """Seconds after which a document that waits or is being encoded is likely to be ready."""
-        left = [flight.seconds_left for flight in self._flying]
-        seconds = min((self._mean_seconds if one is None else one for one in left), default=0.0)
         own = self._flights.get(document_id)
         if own is not None and own.seconds_left is not None:
-            seconds = own.seconds_left
-        for position, flight in enumerate(self._waiting, start=1):
-            if flight.document_id == document_id:
+            return _bounded(own.seconds_left)
+        left = [flight.seconds_left for flight in self._flying if flight.progress is not None]
+        seconds = min((self._mean_seconds if one is None else one for one in left), default=0.0)
+        for position, flight in enumerate(self._not_begun, start=1):
+            if flight is own:
                 seconds += position * self._mean_seconds
         return _bounded(seconds)
 
@@ -190,15 +196,16 @@ class EncodeQueue:
         if flight.request_id is not None:
             structlog.contextvars.bind_contextvars(request_id=flight.request_id)
         started = time.monotonic()
-        self._metrics.wait_seconds.labels("encode").observe(started - flight.created_at)
         outcome = "cancelled"
         try:
             encoded = await self._encode(flight)
             if encoded is not None:
                 await self._keep(flight.document_id, encoded)
-                waited = time.monotonic() - flight.created_at
-                self._metrics.ready_seconds.labels(tokens_label(encoded.tokens)).observe(waited)
-                self._mean_seconds += 0.3 * (time.monotonic() - started - self._mean_seconds)
+                now = time.monotonic()
+                self._metrics.ready_seconds.labels(tokens_label(encoded.tokens)).observe(now - flight.created_at)
+                # Of a queue that is busy: several documents are on their way at once.
+                self._mean_seconds += 0.3 * (now - max(started, self._last_ready_at) - self._mean_seconds)
+                self._last_ready_at = now
                 outcome = "ready"
         except asyncio.CancelledError:
             outcome = "handed back" if self.closed else "cancelled"
@@ -220,15 +227,21 @@ class EncodeQueue:
     async def _encode(self, flight: Flight) -> EncodedDocument | None:
         """None where the document has been deleted."""
         text = await self._persist(lambda: self._documents.text(flight.document_id))
-        if text is None:
+        record = await self._persist(lambda: self._documents.find(flight.document_id))
+        if text is None or record is None:
             return None
         found = await self._thread.call(lambda model: model.document_id(text))
-        if found != flight.document_id:
+        if found != (record.text_id or record.id):
             raise DamagedText(flight.document_id)
         loop = asyncio.get_running_loop()
 
+        def update(progress: EncodeProgress) -> None:
+            if flight.progress is None:
+                self._metrics.wait_seconds.labels("encode").observe(time.monotonic() - flight.created_at)
+            flight.update(progress)
+
         def report(progress: EncodeProgress) -> None:
-            loop.call_soon_threadsafe(flight.update, progress)
+            loop.call_soon_threadsafe(update, progress)
 
         (encoded,) = await self._thread.encode([text], report)
         return encoded

@@ -15,6 +15,7 @@ from service.engine.documents import Documents
 from service.engine.encode_queue import EncodeQueue
 from service.engine.model_thread import ModelThread
 from service.engine.questions import Questions
+from service.engine.quotas import Quotas
 from service.errors import LoadFailed, NotReady, ServiceError, StoreError
 from service.logging import describe_error
 from service.metrics import Metrics
@@ -46,6 +47,7 @@ class Engine:
 
     Attributes:
         metrics: where everything is counted.
+        quotas: what each tenant has used.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Engine:
             tracer: takes the spans of encodes and questions.
         """
         self.metrics = metrics
+        self.quotas = Quotas()
         self._tracer = tracer
         self._settings = settings
         self._load = load
@@ -116,10 +119,10 @@ class Engine:
         """The questions; raises as `documents` does."""
         return self._running().questions
 
-    async def delete(self, document_id: str) -> None:
+    async def delete(self, document_id: str, owner: str) -> None:
         """Forget a document, and end the answers that it is giving; raises as `Documents.delete` does."""
         parts = self._running()
-        await parts.documents.delete(document_id)
+        await parts.documents.delete(document_id, owner)
         parts.questions.end_all(document_id)
 
     def begin_stop(self) -> None:
@@ -186,11 +189,13 @@ class Engine:
             queue=queue,
             token_limit=settings.max_document_tokens,
             waiting_limit=settings.queue_limit,
+            quotas=self.quotas,
             metrics=self.metrics,
         )
         questions = Questions(
             thread=self._thread,
             documents=documents,
+            quotas=self.quotas,
             deadline_seconds=settings.answer_deadline_seconds,
             metrics=self.metrics,
             tracer=self._tracer,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 import weakref
 from dataclasses import dataclass, replace
+from functools import partial
 
 from perk.answer import AnswerRequest
 from service.engine.answer_stream import AnswerStream
 from service.engine.documents import Documents
 from service.engine.model_thread import ModelThread
+from service.engine.quotas import Quotas
 from service.errors import DocumentNotFound
+from service.keys import Tenant
 from service.metrics import Metrics
 from service.tracing import Tracer
 
@@ -39,6 +42,7 @@ class Questions:
         *,
         thread: ModelThread,
         documents: Documents,
+        quotas: Quotas,
         deadline_seconds: float,
         metrics: Metrics,
         tracer: Tracer,
@@ -48,21 +52,30 @@ class Questions:
         Args:
             thread: runs the model.
             documents: have the adapters.
+            quotas: what each tenant has used.
             deadline_seconds: from a question's arrival to the end of its answer, at most.
             metrics: where questions are counted.
             tracer: takes their spans.
         """
         self._thread = thread
         self._documents = documents
+        self._quotas = quotas
         self._deadline_seconds = deadline_seconds
         self._metrics = metrics
         self._tracer = tracer
         self._open: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
 
-    async def ask(self, document_id: str, question: str, options: AnswerOptions, *, owner: str = "") -> AnswerStream:
-        """Put a question in the queue, with the adapter of its document; owners take turns.
+    async def ask(self, document_id: str | None, question: str, options: AnswerOptions, tenant: Tenant) -> AnswerStream:
+        """Put a question in the queue, with the adapter of its document; tenants take turns.
+
+        Args:
+            document_id: of the document; None asks the base model alone.
+            question: of a user.
+            options: how to decode the answer.
+            tenant: who asks, and owns the document.
 
         Raises:
+            TokensSpent: the tenant has no tokens left.
             InvalidInput: it cannot be asked.
             ServiceError: as `Documents.adapter`.
             QueueFull: too many questions wait.
@@ -77,16 +90,18 @@ class Questions:
             seed=options.seed,
             stop=options.stop,
         )
-        adapter = await self._documents.adapter(document_id)
+        self._quotas.require_tokens(tenant)
+        adapter = None if document_id is None else await self._documents.adapter(document_id, tenant.owner)
         asked_at = time.monotonic()
         queued = self._thread.ask(
-            replace(request, adapter=adapter), owner=owner, deadline=arrived_at + self._deadline_seconds
+            replace(request, adapter=adapter), owner=tenant.owner, deadline=arrived_at + self._deadline_seconds
         )
         stream = AnswerStream(
             document_id,
             queued,
             arrived_at=arrived_at,
             asked_at=asked_at,
+            spend=partial(self._quotas.spend, tenant),
             metrics=self._metrics,
             tracer=self._tracer,
         )

@@ -85,9 +85,9 @@ class DiskStore:
         record = await asyncio.to_thread(self._index.find, document_id)
         return record if record is not None and record.fingerprint == self._fingerprint else None
 
-    async def page(self, limit: int, after: Place | None) -> list[DocumentRecord]:
+    async def page(self, limit: int, after: Place | None, *, owner: str = "") -> list[DocumentRecord]:
         """As `DocumentStore.page`."""
-        return await asyncio.to_thread(self._index.page, self._fingerprint, limit, after)
+        return await asyncio.to_thread(self._index.page, self._fingerprint, owner, limit, after)
 
     async def queued(self) -> list[str]:
         """As `DocumentStore.queued`."""
@@ -97,9 +97,9 @@ class DiskStore:
         """As `DocumentStore.text`."""
         return await asyncio.to_thread(self._index.text, document_id)
 
-    async def counts(self) -> dict[str, int]:
+    async def counts(self, *, owner: str | None = None) -> dict[str, int]:
         """As `DocumentStore.counts`."""
-        return await asyncio.to_thread(self._index.counts, self._fingerprint)
+        return await asyncio.to_thread(self._index.counts, self._fingerprint, owner)
 
     async def mark_queued(self, document_id: str) -> None:
         """As `DocumentStore.mark_queued`."""
@@ -113,9 +113,9 @@ class DiskStore:
         """As `DocumentStore.mark_failed`."""
         await asyncio.to_thread(self._index.mark_failed, document_id, error)
 
-    async def delete(self, document_id: str) -> bool:
+    async def delete(self, document_id: str, *, owner: str = "") -> bool:
         """As `DocumentStore.delete`."""
-        return await asyncio.to_thread(self._delete, document_id)
+        return await asyncio.to_thread(self._delete, document_id, owner)
 
     async def expired(self, now: float) -> list[str]:
         """As `DocumentStore.expired`."""
@@ -133,14 +133,17 @@ class DiskStore:
         """As `AdapterTier.drop`."""
         await asyncio.to_thread(self._drop, document_id, reason)
 
-    def _delete(self, document_id: str) -> bool:
+    def _delete(self, document_id: str, owner: str) -> bool:
         # The index first: were the process killed between the two, the next start removes a file that no one names.
         try:
-            deleted = self._index.delete(document_id)
+            deleted = self._index.delete(document_id, owner)
         except StorageFull:
             # Deleting must work on a full disk above all, and SQLite needs space to delete: the adapter's makes room.
+            record = self._index.find(document_id)
+            if record is None or record.owner != owner:
+                return False
             self._files.remove(document_id)
-            deleted = self._index.delete(document_id)
+            deleted = self._index.delete(document_id, owner)
         if deleted:
             self._files.remove(document_id)
         return deleted

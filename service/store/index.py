@@ -23,7 +23,6 @@ __all__ = ["DocumentIndex"]
 
 _log = structlog.get_logger(__name__)
 
-_VERSION = 1
 # A page of the index, with what the file system may need beside it.
 _LEAST_FREE_BYTES = 64 * 1024
 
@@ -54,6 +53,16 @@ CREATE TABLE adapters (
 );
 """
 
+# From each format to the next; a new file goes through all of them.
+_UPGRADES = (
+    _SCHEMA,
+    """
+ALTER TABLE documents ADD COLUMN text_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE documents ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+CREATE INDEX documents_by_owner ON documents (fingerprint, owner, created_at, id);
+""",
+)
+
 
 class DocumentIndex:
     """One SQLite file, one connection, one caller at a time; may be called from any thread."""
@@ -83,10 +92,10 @@ class DocumentIndex:
         if (verdict := run("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise StoreError(f"{self._path.name} is damaged: {verdict}")
         version = run("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
-            raise StoreError(f"{self._path.name} has format {version}; this release knows {_VERSION}")
-        if version == 0:
-            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        if version > len(_UPGRADES):
+            raise StoreError(f"{self._path.name} has format {version}; this release knows {len(_UPGRADES)}")
+        for number, upgrade in enumerate(_UPGRADES[version:], start=version + 1):
+            self._connection.executescript(f"BEGIN; {upgrade} PRAGMA user_version = {number}; COMMIT;")
 
     def close(self) -> None:
         """Close the file."""
@@ -120,10 +129,10 @@ class DocumentIndex:
         rows = self._read("SELECT * FROM documents WHERE id = ?", document_id)
         return _record(rows[0]) if rows else None
 
-    def page(self, fingerprint: str, limit: int, after: Place | None) -> list[DocumentRecord]:
+    def page(self, fingerprint: str, owner: str, limit: int, after: Place | None) -> list[DocumentRecord]:
         """As `DocumentStore.page`."""
-        query = "SELECT * FROM documents WHERE fingerprint = ?"
-        parameters: list[Any] = [fingerprint]
+        query = "SELECT * FROM documents WHERE fingerprint = ? AND owner = ?"
+        parameters: list[Any] = [fingerprint, owner]
         if after is not None:
             query += " AND (created_at, id) < (?, ?)"
             parameters += [after.created_at, after.id]
@@ -145,10 +154,13 @@ class DocumentIndex:
         except (zlib.error, UnicodeDecodeError):
             raise DamagedText(document_id) from None
 
-    def counts(self, fingerprint: str) -> dict[str, int]:
+    def counts(self, fingerprint: str, owner: str | None) -> dict[str, int]:
         """As `DocumentStore.counts`."""
-        query = "SELECT status, count(*) AS count FROM documents WHERE fingerprint = ? GROUP BY status"
-        return {row["status"]: row["count"] for row in self._read(query, fingerprint)}
+        query = (
+            "SELECT status, count(*) AS count FROM documents"
+            " WHERE fingerprint = ?1 AND (?2 IS NULL OR owner = ?2) GROUP BY status"
+        )
+        return {row["status"]: row["count"] for row in self._read(query, fingerprint, owner)}
 
     def mark_queued(self, document_id: str) -> None:
         """As `DocumentStore.mark_queued`."""
@@ -174,10 +186,12 @@ class DocumentIndex:
         with self._transaction() as connection:
             connection.execute("UPDATE documents SET status = 'failed', error = ? WHERE id = ?", (error, document_id))
 
-    def delete(self, document_id: str) -> bool:
-        """Forget a document, its text and its adapter's checksum; whether it was there."""
+    def delete(self, document_id: str, owner: str) -> bool:
+        """Forget a document, its text and its adapter's checksum; whether its owner had it."""
         with self._transaction() as connection:
-            deleted = connection.execute("DELETE FROM documents WHERE id = ?", (document_id,)).rowcount
+            deleted = connection.execute(
+                "DELETE FROM documents WHERE id = ? AND owner = ?", (document_id, owner)
+            ).rowcount
         if deleted:
             self._truncate_log(document_id)
         return bool(deleted)

@@ -45,10 +45,10 @@ class DocumentStore(Protocol):
         """
 
     async def find(self, document_id: str) -> DocumentRecord | None:
-        """The record of a document."""
+        """The record of a document, whoever owns it: who asks for another must compare its `owner`."""
 
-    async def page(self, limit: int, after: Place | None) -> list[DocumentRecord]:
-        """At most `limit` records, the newest first, from `after` on."""
+    async def page(self, limit: int, after: Place | None, *, owner: str = "") -> list[DocumentRecord]:
+        """At most `limit` records of `owner`, the newest first, from `after` on."""
 
     async def queued(self) -> list[str]:
         """Ids of all documents that wait to be encoded, the oldest first."""
@@ -60,8 +60,8 @@ class DocumentStore(Protocol):
             DamagedText: it is not what was stored.
         """
 
-    async def counts(self) -> dict[str, int]:
-        """Documents by status."""
+    async def counts(self, *, owner: str | None = None) -> dict[str, int]:
+        """Documents by status, of one owner or (None) of all."""
 
     async def mark_queued(self, document_id: str) -> None:
         """The document waits to be encoded, again."""
@@ -72,8 +72,8 @@ class DocumentStore(Protocol):
     async def mark_failed(self, document_id: str, error: str) -> None:
         """The document could not be encoded."""
 
-    async def delete(self, document_id: str) -> bool:
-        """Forget record, text and adapter, under whatever fingerprint; whether there was such a document."""
+    async def delete(self, document_id: str, *, owner: str = "") -> bool:
+        """Forget record, text and adapter, under whatever fingerprint; whether `owner` had such a document."""
 
     async def expired(self, now: float) -> list[str]:
         """Ids of documents whose adapter is kept beyond its time."""

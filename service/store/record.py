@@ -46,6 +46,8 @@ class DocumentRecord:
         expires_at: Unix time in seconds after which the adapter is dropped; None: never.
         encode: summary, once ready.
         error: why it failed.
+        text_id: hash of text and fingerprint alone, which `id` is too unless the owner has a salt; empty: it is `id`.
+        owner: tenant that sent it; empty where no keys are set. Only this one may know that it exists.
     """
 
     id: str
@@ -61,3 +63,5 @@ class DocumentRecord:
     expires_at: float | None = None
     encode: EncodeSummary | None = None
     error: str | None = None
+    text_id: str = ""
+    owner: str = ""

@@ -176,3 +176,14 @@ def test_the_command_reports_a_bad_line_and_a_missing_checkpoint(
     data.write_text(data.read_text() + '{"context": "x"}\n')
     assert _run(monkeypatch, "--checkpoint", str(tmp_path / "absent"), "--data", str(data)) == 2
     assert capsys.readouterr().err == "error: line 5, question: got nothing, expected a text\n"
+
+
+def test_retrieval_asks_the_base_with_the_passages_that_share_words(model: RecordingModel) -> None:
+    lines = [f"The code of number{n} thing is {n}." for n in range(40)]
+    document = Document("\n".join(lines), (Question("What is the code of number31?", "31"),))
+    score_documents(model, [document], method="retrieval")
+    (request,) = model.batches[0]
+    assert not model.encoded
+    assert request.adapter is None
+    assert lines[31] in request.question
+    assert sum(line in request.question for line in lines) == 6

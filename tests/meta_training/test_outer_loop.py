@@ -270,3 +270,50 @@ def _flat(tensors: Sequence[Tensor | None]) -> Tensor:
     present = [tensor for tensor in tensors if tensor is not None]
     assert len(present) == len(tensors), "a parameter has no gradient"
     return torch.cat([tensor.detach().flatten() for tensor in present])
+
+
+@pytest.mark.parametrize("graph_tokens", [KEPT, REBUILT], ids=["kept", "rebuilt"])
+def test_losses_after_several_steps_add_their_gradients(
+    graph_tokens: int, make_problem: Callable[..., Problem]
+) -> None:
+    problem = make_problem(rule="adamw")
+    weights = {2: 0.25, 3: 0.75}
+    together = OuterLoop(
+        problem.adapted,
+        problem.inner,
+        unrolled=STEPS,
+        token_limit=TOKEN_LIMIT,
+        graph_tokens=graph_tokens,
+        step_losses=(1.0, 3.0),
+    )
+    expected: dict[str, Tensor] = {}
+    for steps, weight in weights.items():
+        fewer = problem.inner.model_copy(update={"steps": steps})
+        alone = OuterLoop(problem.adapted, fewer, unrolled=steps, token_limit=TOKEN_LIMIT, graph_tokens=KEPT)
+        for kind, gradient in _gradients_of(problem, alone).items():
+            expected[kind] = expected.get(kind, 0) + weight * gradient
+    torch.testing.assert_close(_gradients_of(problem, together), expected, rtol=1e-8, atol=1e-12)
+
+
+def test_first_order_leaves_out_the_derivative_of_the_inner_gradients(make_problem: Callable[..., Problem]) -> None:
+    problem = make_problem(rule="rms")
+    loop = OuterLoop(
+        problem.adapted,
+        problem.inner,
+        unrolled=STEPS,
+        token_limit=TOKEN_LIMIT,
+        graph_tokens=KEPT,
+        first_order=True,
+    )
+    # The RMS rule subtracts a step from the parameters: without second derivatives the adjoint passes it unchanged.
+    first_order, cut = _gradients_of(problem, loop), problem.gradients(0)
+    for kind in ("initial", "step sizes"):
+        torch.testing.assert_close(first_order[kind], cut[kind])
+    assert not first_order["weighting"].any()
+
+
+def _gradients_of(problem: Problem, loop: OuterLoop) -> dict[str, Tensor]:
+    for parameter in chain(*problem.parameters.values()):
+        parameter.grad = None
+    loop.backward(problem.meta, problem.documents, problem.questions)
+    return {kind: _flat([p.grad for p in parameters]) for kind, parameters in problem.parameters.items()}

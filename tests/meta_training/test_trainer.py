@@ -381,3 +381,54 @@ def test_the_command_trains(config: Path, tmp_path: Path, monkeypatch: pytest.Mo
         command.main()
     assert caught.value.code == 0
     assert len(_log(tmp_path / "out")) == 3
+
+
+def test_a_development_score_keeps_the_best_checkpoint(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    trainer = make_trainer(evaluate_every=2, evaluate_documents=2, tensorboard=True)
+    trainer.run()
+    with (tmp_path / "run" / "dev.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert trainer.best_score == max(float(row["exact_match"]) for row in rows)
+    # Equal scores keep the earlier one.
+    best = load_checkpoint(tmp_path / "run" / "best")
+    assert best.fingerprint != load_checkpoint(tmp_path / "run").fingerprint
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+    resumed = make_trainer(evaluate_every=2, evaluate_documents=2)
+    resumed.resume()
+    assert resumed.best_score == trainer.best_score
+
+
+def test_bfloat16_weights_train_float32_parameters(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = TrainSettings.model_validate({**CONFIG, "base": str(tiny_llama), "output": tmp_path / "run"})
+    trainer = Trainer(settings, load_base_model(str(tiny_llama), device="cpu", dtype=torch.bfloat16))
+    before = _values(trainer)
+    # The weighting's last layer starts at zero: its first reaches the loss from the second step on.
+    trainer.train_step()
+    trainer.train_step()
+    for name, tensor in trainer.meta.tensors().items():
+        assert tensor.dtype == torch.float32
+        assert not torch.equal(tensor, before[name]), f"{name} has not learned"
+
+
+def test_two_processes_train_as_one_with_twice_the_accumulation(config: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = ["-m", "meta_training", "train", "--config", str(config), "--set", f"output={tmp_path / 'two'}"]
+    subprocess.run(
+        [*launcher, *arguments, "--set", "outer.documents=1"],
+        check=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    run_training(config, [f"output={tmp_path / 'one'}", "outer.documents=1", "outer.accumulation=2"])
+    two, one = (load_file(tmp_path / name / "state.safetensors") for name in ("two", "one"))
+    torch.testing.assert_close(two, one, rtol=0, atol=0)
+    assert _without_seconds(tmp_path / "two") == _without_seconds(tmp_path / "one")
+
+
+def test_the_tiny_configuration_trains(tiny_llama: Path, tmp_path: Path) -> None:
+    path = Path(command.__file__).parent / "configs" / "tiny-test.yaml"
+    run_training(path, [f"base={tiny_llama}", f"output={tmp_path / 'tiny'}"])
+    assert [row["questions"] for row in _log(tmp_path / "tiny")] == ["4", "4"]
+    assert (tmp_path / "tiny" / "best" / "perk.json").is_file()

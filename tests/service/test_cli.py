@@ -192,7 +192,7 @@ def test_no_server_is_an_error_and_no_traceback() -> None:
 
 
 def test_a_key_goes_with_every_command(start_service: Callable[..., Any]) -> None:
-    service = start_service(api_keys=["the-key"]).until_ready()
+    service = start_service(api_keys="the-key").until_ready()
 
     without = CliRunner().invoke(app, ["documents", "--server", service.address])
     with_key = CliRunner().invoke(app, ["documents", "--server", service.address, "--key", "the-key"])

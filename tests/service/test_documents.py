@@ -220,7 +220,9 @@ def test_documents_beyond_the_queue_are_refused_until_there_is_a_place(
     service = start_service(checkpoint=slow_checkpoint, queue_limit=1).until_ready()
     running = service.client.post("/documents", json={"text": long_text}).json()
     service.until(lambda: service.client.get(f"/documents/{running['id']}").json()["status"] == "encoding")
-    assert service.client.post("/documents", json={"text": "one that waits"}).status_code == 202
+    # Long: a short one would not wait.
+    waiting = service.client.post("/documents", json={"text": long_text + "one that waits"}).json()
+    assert waiting["status"] == "queued"
 
     refused = service.client.post("/documents", json={"text": "one too many"})
 
@@ -232,6 +234,7 @@ def test_documents_beyond_the_queue_are_refused_until_there_is_a_place(
     assert len(service.client.get("/documents").json()["data"]) == 2
 
     service.client.delete(f"/documents/{running['id']}")
+    service.until(lambda: service.client.get(f"/documents/{waiting['id']}").json()["status"] == "encoding")
     service.encode("one too many")
 
 

@@ -114,7 +114,7 @@ def test_metrics_are_prometheus_text_and_count_what_happened(start_service: Call
 
 
 def test_a_key_opens_what_it_should_and_nothing_else_does(start_service: Callable[..., Any]) -> None:
-    service = start_service(api_keys=["first-key", "second-key"]).until_ready()
+    service = start_service(api_keys="first-key,second-key").until_ready()
 
     for headers in (
         {},

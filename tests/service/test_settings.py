@@ -55,7 +55,7 @@ def test_keys_stand_between_commas_and_are_never_shown(monkeypatch: pytest.Monke
 
     settings = load_settings()
 
-    assert [key.get_secret_value() for key in settings.api_keys] == ["first-key", "second-key"]
+    assert [key.key.get_secret_value() for key in settings.api_keys] == ["first-key", "second-key"]
     assert "first-key" not in repr(settings)
 
 

@@ -330,8 +330,41 @@ def test_an_index_of_a_later_release_stops_the_start(opened: Opened) -> None:
         opened._open(_FINGERPRINT)
     opened.directory.close()
     with sqlite3.connect(opened.path / "documents.sqlite") as index:
-        index.execute("PRAGMA user_version = 1")
+        index.execute("PRAGMA user_version = 2")
     opened.store = opened._open(_FINGERPRINT)
+
+
+def test_an_index_of_the_first_format_is_read_on_and_its_documents_have_no_owner(opened: Opened) -> None:
+    asyncio.run(opened.store.add(_record(), "text"))
+    with sqlite3.connect(opened.path / "documents.sqlite") as index:
+        index.executescript(
+            "DROP INDEX documents_by_owner; ALTER TABLE documents DROP COLUMN owner;"
+            "ALTER TABLE documents DROP COLUMN text_id; PRAGMA user_version = 1"
+        )
+
+    store = opened.reopen()
+
+    assert asyncio.run(store.page(10, None)) == [_record()]
+    assert asyncio.run(store.text(_record().id)) == "text"
+
+
+def test_each_owner_has_pages_and_counts_of_its_own(opened: Opened) -> None:
+    async def scenario(store: DiskStore) -> None:
+        for number, owner in enumerate(["", "a", "b", "a"]):
+            await store.add(_record(number, owner=owner), "text")
+
+        assert await store.page(10, None) == [_record(0)]
+        assert await store.page(10, None, owner="a") == [_record(3, owner="a"), _record(1, owner="a")]
+        assert await store.page(10, Place(103.0, _record(3).id), owner="a") == [_record(1, owner="a")]
+        assert await store.page(10, None, owner="c") == []
+        assert await store.counts() == {"queued": 4}
+        assert await store.counts(owner="a") == {"queued": 2}
+        assert await store.queued() == [_record(number).id for number in range(4)]
+        assert not await store.delete(_record(2).id, owner="a")
+        assert await store.find(_record(2).id) == _record(2, owner="b")
+        assert await store.delete(_record(2).id, owner="b")
+
+    asyncio.run(scenario(opened.store))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
