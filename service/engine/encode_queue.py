@@ -243,7 +243,7 @@ class EncodeQueue:
         def report(progress: EncodeProgress) -> None:
             loop.call_soon_threadsafe(update, progress)
 
-        (encoded,) = await self._thread.encode([text], report)
+        (encoded,) = await self._thread.encode([text], report, owner=record.owner)
         return encoded
 
     async def _keep(self, document_id: str, encoded: EncodedDocument) -> None:
