@@ -80,6 +80,12 @@ class Settings(BaseSettings):
         ge=_MIB,
         description="memory for documents: half for adapters at hand, half for encoding",
     )
+    encode_together: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="short documents encoded together; above 1, an adapter depends on its company in its last digits",
+    )
     answer_deadline_seconds: float = Field(
         300, gt=0, allow_inf_nan=False, description="time that a question has until the end of its answer"
     )

@@ -67,7 +67,10 @@ class Engine:
         self._settings = settings
         self._load = load
         self._thread = ModelThread(
-            memory_budget=settings.memory_budget // 2, question_limit=settings.queue_limit, metrics=metrics
+            memory_budget=settings.memory_budget // 2,
+            question_limit=settings.queue_limit,
+            metrics=metrics,
+            most_together=settings.encode_together,
         )
         self._directory: DataDirectory | None = None
         self._parts: _Parts | None = None

@@ -33,18 +33,19 @@ _ADAPTER_COPIES = 8
 class ModelThread:
     """Runs jobs slice by slice. Its methods may be called from any thread."""
 
-    def __init__(self, *, memory_budget: int, question_limit: int, metrics: Metrics) -> None:
+    def __init__(self, *, memory_budget: int, question_limit: int, metrics: Metrics, most_together: int = 1) -> None:
         """Prepare the thread.
 
         Args:
             memory_budget: bytes for the activations of an encode.
             question_limit: most questions that may wait.
             metrics: where slices are counted.
+            most_together: most short documents of one encode.
         """
         self._memory_budget = memory_budget
         self._question_limit = question_limit
         self._metrics = metrics
-        self._scheduler = Scheduler(memory_budget=memory_budget)
+        self._scheduler = Scheduler(memory_budget=memory_budget, most_together=most_together)
         self._answer_seconds = _FIRST_ANSWER_SECONDS
         self._changed = threading.Condition()
         self._stopping = False

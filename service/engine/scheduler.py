@@ -19,8 +19,6 @@ _ANSWER_SHARE = 2.0
 _FIRST_SLICE_SECONDS = 0.5
 # A document of at most this many characters is short: it is encoded with others, and does not wait for a long one.
 _SHORT_CHARACTERS = 8192
-# Short documents encoded together: beyond, the products are large enough to be no cheaper a token.
-_MAX_TOGETHER = 8
 
 
 class Scheduler:
@@ -32,14 +30,15 @@ class Scheduler:
     both queues the owners take turns.
     """
 
-    def __init__(self, *, memory_budget: int) -> None:
+    def __init__(self, *, memory_budget: int, most_together: int = 1) -> None:
         """Prepare an empty schedule.
 
         Args:
             memory_budget: bytes for activations of all encodes that run.
+            most_together: most short documents of one encode.
         """
-        self.most_together = _MAX_TOGETHER
-        """Most documents of one encode."""
+        self.most_together = most_together
+        """Most documents of one encode; lowered where their adapters do not fit."""
         # Two encodes may have begun.
         self._memory_budget = memory_budget // 2
         self._calls: deque[CallJob] = deque()
