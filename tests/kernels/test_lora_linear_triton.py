@@ -106,7 +106,9 @@ def test_values_and_both_derivatives_are_those_of_the_formula(
     check(Case.random(documents, tokens, inputs, outputs, rank, dtype), TOLERANCES[dtype])
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# The same draws in every run: where one bfloat16 number is left of terms that cancel, no product meets a bound relative
+# to it, and a run that happens on such a shape would say nothing about a change.
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     documents=st.sampled_from([1, 3]),
     tokens=st.integers(0, 40),
