@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-__all__ = ["main", "run", "running_service"]
+from service.demo import running_server
+
+__all__ = ["main", "run"]
 
 _QUESTIONS = (
     "What is the grade of student {id}?",
@@ -37,7 +36,6 @@ _NAMES = ("Ada Young", "Tom Reed", "Mary Stone", "John Field")
 _YEARS = ("Senior", "Junior", "Sophomore", "Freshman")
 _THINGS = ("apple", "lamp", "ticket", "violin")
 _PLACES = ("kitchen", "garden", "office", "station", "attic")
-_PATIENCE_SECONDS = 600.0
 # Of a question that was refused because too many wait.
 _PAUSE_SECONDS = 0.05
 
@@ -104,15 +102,14 @@ def _text(number: int) -> str:
 
 
 def _encode(client: httpx.Client, text: str) -> str:
-    response = client.post("/documents", json={"text": text}, headers={"Prefer": "wait=60"})
-    response.raise_for_status()
-    document: dict[str, Any] = response.json()
-    while document["status"] != "ready":
+    while True:
+        response = client.post("/documents", json={"text": text}, headers={"Prefer": "wait=60"})
+        response.raise_for_status()
+        document: dict[str, Any] = response.json()
+        if document["status"] == "ready":
+            return str(document["id"])
         if document["status"] == "failed":
             raise RuntimeError(f"{document['id']}: {document['error']}")
-        time.sleep(_PAUSE_SECONDS)
-        document = client.get(f"/documents/{document['id']}").json()
-    return str(document["id"])
 
 
 def _ask(client: httpx.Client, document_id: str, body: dict[str, Any]) -> list[Any]:
@@ -126,37 +123,6 @@ def _ask(client: httpx.Client, document_id: str, body: dict[str, Any]) -> list[A
     return [answer["answer"], answer["support"], answer["finish_reason"], answer["usage"]]
 
 
-@contextmanager
-def running_service(**settings: str) -> Iterator[httpx.Client]:
-    """A service in a process and a folder of its own, with a client; settings as in the environment."""
-    with tempfile.TemporaryDirectory() as folder:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PERK_")}
-        environment = kept | {"PERK_DATA_DIR": f"{folder}/data", "PERK_QUEUE_LIMIT": "256"} | settings
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve", "--port", "0"],
-            env=environment,
-            stderr=subprocess.STDOUT,
-            stdout=(Path(folder) / "log").open("wb"),
-        )
-        try:
-            with httpx.Client(base_url=_address(process, Path(folder) / "log"), timeout=_PATIENCE_SECONDS) as client:
-                while client.get("/ready").status_code != 200:
-                    time.sleep(_PAUSE_SECONDS)
-                yield client
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    while process.poll() is None:
-        for line in log.read_text(encoding="utf-8").splitlines():
-            if '"listening"' in line and line.endswith("}"):
-                return f"http://127.0.0.1:{json.loads(line)['port']}"
-        time.sleep(_PAUSE_SECONDS)
-    raise RuntimeError(f"the service did not start: {log.read_text(encoding='utf-8')[-2000:]}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it from the command line; the status is 1 where an answer differs."""
     parser = argparse.ArgumentParser(description="compare answers given together with answers given alone")
@@ -167,8 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=12)
     parser.add_argument("--memory-budget", default="64MiB", help="half of it for adapters at hand")
     chosen = parser.parse_args(arguments)
-    settings = {"PERK_CHECKPOINT": chosen.checkpoint, "PERK_MEMORY_BUDGET": chosen.memory_budget}
-    with running_service(PERK_DEVICE="cpu", **settings) as client:
+    settings = {
+        "PERK_CHECKPOINT": chosen.checkpoint,
+        "PERK_DEVICE": "cpu",
+        "PERK_MEMORY_BUDGET": chosen.memory_budget,
+        "PERK_QUEUE_LIMIT": "256",
+    }
+    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), **settings) as client:
         result = run(
             client,
             documents=chosen.documents,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.dispatch import use_triton
+from kernels.dispatch import is_differentiated, use_triton
 
 __all__ = ["adamw_update", "rms_update"]
 
@@ -51,7 +51,7 @@ def adamw_update(
     Returns:
         New adapters ``[D, P]`` and new moments.
     """
-    if use_triton(theta) and not _is_differentiated(theta, gradient, *moments, step_sizes):
+    if use_triton(theta) and not is_differentiated(theta, gradient, *moments, step_sizes):
         # Triton is imported where it runs, and nowhere else.
         from kernels.triton_ops import adapter_update as triton_adapter_update
 
@@ -87,7 +87,7 @@ def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Seque
     Returns:
         New adapters, ``[D, P]``; differentiable in all tensors.
     """
-    if use_triton(theta) and not _is_differentiated(theta, gradient, step_sizes):
+    if use_triton(theta) and not is_differentiated(theta, gradient, step_sizes):
         # Triton is imported where it runs, and nowhere else.
         from kernels.triton_ops import adapter_update as triton_adapter_update
 
@@ -95,10 +95,6 @@ def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Seque
     mean_square = torch.stack([part.square().mean(-1) for part in gradient.split(list(sizes), dim=-1)], dim=-1)
     factor = step_sizes * (mean_square + epsilon**2).rsqrt()
     return theta - _per_element(factor, sizes) * gradient
-
-
-def _is_differentiated(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _per_element(values: Tensor, sizes: Sequence[int]) -> Tensor:

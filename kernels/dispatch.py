@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Compiled", "Compiling", "capability", "compiling", "launch", "use_triton"]
+__all__ = ["Compiled", "Compiling", "capability", "compiling", "is_differentiated", "launch", "use_triton"]
 
 _VARIABLE = "PERK_KERNELS"
 
@@ -83,6 +83,11 @@ def use_triton(tensor: Tensor) -> bool:
             "the start to run the kernels in Triton's interpreter"
         )
     return True
+
+
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Whether autograd will ask for the derivative of an operation on `tensors`."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def launch(kernel: Kernel, grid: Sequence[int], *args: Any, **options: Any) -> None:

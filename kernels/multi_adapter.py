@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from kernels.dispatch import use_triton
+from kernels.dispatch import is_differentiated, use_triton
 
 __all__ = ["RowAdapters", "multi_adapter"]
 
@@ -79,5 +78,5 @@ def _check(y: Tensor, x: Tensor, adapters: RowAdapters) -> None:
             raise ValueError(f"{name}: shape {list(shape)} is not [{rows}], an entry for each row")
     if not adapters.buffer.is_contiguous():
         raise ValueError("buffer: is not contiguous")
-    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad or adapters.buffer.requires_grad):
+    if is_differentiated(x, y, adapters.buffer):
         raise ValueError("x, y, buffer: require gradients, which this operation has none of")

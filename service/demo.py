@@ -90,15 +90,17 @@ def read_examples(folder: Path) -> list[Example]:
 
 
 @contextmanager
-def running_server(folder: Path) -> Iterator[httpx.Client]:
+def running_server(folder: Path, **settings: str) -> Iterator[httpx.Client]:
     """A server of its own on a free port, keeping its data and log in `folder`; yields a client once it is ready.
+
+    `settings` go before those of the environment, under the same names.
 
     Raises:
         DemoError: the server ended, or was not ready in time; the message holds the end of its log.
     """
     port = _free_port()
     log = folder / "server.log"
-    environment = {**os.environ, "PERK_DATA_DIR": str(folder / "data")}
+    environment = {**os.environ, "PERK_DATA_DIR": str(folder / "data"), **settings}
     command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kernels.dispatch import launch
 from kernels.model_shapes import ModelShape
-from kernels.triton_ops.numbers import accumulator, check_dtype
+from kernels.triton_ops.numbers import accumulator, check_dtype, sum_dtype
 
 __all__ = ["adamw_update", "aot_cases", "rms_update"]
 
@@ -185,8 +185,7 @@ def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Seque
     documents, size = theta.shape
     part_size = max(_PART, _BLOCK * triton.cdiv(max(sizes), _BLOCK * _MAX_PARTS))
     parts = triton.cdiv(max(sizes), part_size)
-    dtype = torch.float64 if theta.dtype == torch.float64 else torch.float32
-    sums = torch.empty(documents, len(sizes), parts, dtype=dtype, device=theta.device)
+    sums = torch.empty(documents, len(sizes), parts, dtype=sum_dtype(theta.dtype), device=theta.device)
     new_theta = torch.empty(theta.shape, dtype=theta.dtype, device=theta.device)
     launch(
         square_sum_kernel,

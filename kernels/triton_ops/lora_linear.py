@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from kernels.dispatch import capability, launch
+from kernels.dispatch import capability, is_differentiated, launch
 from kernels.model_shapes import ModelShape
 from kernels.triton_ops.numbers import accumulator, check_dtype, factor, precision
 from kernels.triton_ops.token_sum import token_sum
@@ -346,7 +346,7 @@ def lora_linear(
         ValueError: the rank or a dtype is none that the kernel has.
     """
     _check(x, a)
-    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, a, b))
+    learns = is_differentiated(x, a, b)
     if not learns and x.shape[0] > 1 and x.shape[1] <= _FEW_TOKENS and row_scales is None and weight.dtype == x.dtype:
         # A decode step: W is read once for all documents by one plain product, and each adds its own adapter's.
         return apply(x, None, a, b, scale, add_to=functional.linear(x, weight, bias))[0]

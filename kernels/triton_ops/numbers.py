@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["accumulator", "check_dtype", "factor", "precision"]
+__all__ = ["accumulator", "check_dtype", "factor", "precision", "sum_dtype"]
 
 # float64 is here for proofs: the derivatives are checked in it, by the very code that runs in the others.
 _TRITON = {
@@ -32,6 +32,11 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
 def accumulator(dtype: torch.dtype) -> Any:
     """Triton's dtype for sums of products of `dtype`."""
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """torch's dtype for sums of products of `dtype` that one kernel leaves to another."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def factor(dtype: torch.dtype) -> Any:

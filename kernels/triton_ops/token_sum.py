@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dispatch import launch
-from kernels.triton_ops.numbers import accumulator, factor, precision
+from kernels.triton_ops.numbers import accumulator, factor, precision, sum_dtype
 
 __all__ = ["PRODUCTS", "token_sum"]
 
@@ -149,8 +149,7 @@ def token_sum(u: Tensor, v: Tensor, scale: float, *, like: Tensor, add_to: Tenso
     parts, part_tokens = _split(programs, tokens, block_t, u.dtype.itemsize, q_size)
     add = add_to is not None
     if parts > 1:
-        dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-        sums = torch.empty(parts, documents, rows, columns, dtype=dtype, device=u.device)
+        sums = torch.empty(parts, documents, rows, columns, dtype=sum_dtype(u.dtype), device=u.device)
     else:
         sums = total[None]
     into = sums.mT if swapped else sums

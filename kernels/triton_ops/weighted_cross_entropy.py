@@ -28,9 +28,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import capability, launch
+from kernels.dispatch import capability, is_differentiated, launch
 from kernels.model_shapes import ModelShape
-from kernels.triton_ops.numbers import accumulator, check_dtype, factor, precision
+from kernels.triton_ops.numbers import accumulator, check_dtype, factor, precision, sum_dtype
 
 __all__ = ["PRODUCTS", "aot_cases", "weighted_cross_entropy"]
 
@@ -367,12 +367,14 @@ def choose_blocks(dtype: torch.dtype, target: int, *, tangents: bool) -> Blocks:
 class Tokens(NamedTuple):
     """What to predict ``[T]``, and which tokens to leave out.
 
-    `order` ``[T]`` numbers the tokens that carry loss first, `live` says how many those are; None: all of them do.
+    If `compact`, `order` ``[T]`` numbers the tokens that carry loss first, and `live` says how many those are; else all
+    of them do, and neither is read.
     """
 
     targets: Tensor
-    order: Tensor | None
-    live: Tensor | None
+    order: Tensor
+    live: Tensor
+    compact: bool
 
 
 class _Plan(NamedTuple):
@@ -409,29 +411,23 @@ def _options(hidden: Tensor, plan: _Plan) -> dict[str, Any]:
     }
 
 
-def _sum_dtype(hidden: Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
-
-
 def _nll(hidden: Tensor, head: Tensor, tokens: Tokens, *, wants_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     """NLL ``[T]``, log-sum-exp ``[T]`` and, if wanted, gradient ``[T, H]``."""
     count, width = hidden.shape
     plan = _plan(hidden, head, tangents=False)
-    sums_like = hidden.new_empty(0, dtype=_sum_dtype(hidden))
+    sums_like = hidden.new_empty(0, dtype=sum_dtype(hidden.dtype))
     peaks, totals, picked = (sums_like.new_empty(plan.shares, count) for _ in range(3))
     sums = sums_like.new_empty(plan.shares, count if wants_gradient else 0, width)
     nll, log_totals = sums_like.new_empty(count), sums_like.new_empty(count)
     gradient = hidden.new_empty(count if wants_gradient else 0, width)
-    targets, order, live = tokens
-    compact = order is not None
     launch(
         nll_kernel,
         (plan.token_blocks * plan.shares,),
         hidden,
         head,
-        targets,
-        targets if order is None else order,
-        targets if live is None else live,
+        tokens.targets,
+        tokens.order,
+        tokens.live,
         peaks,
         totals,
         picked,
@@ -444,7 +440,7 @@ def _nll(hidden: Tensor, head: Tensor, tokens: Tokens, *, wants_gradient: bool) 
         plan.columns,
         *hidden.stride(),
         *head.stride(),
-        COMPACT=compact,
+        COMPACT=tokens.compact,
         GRADIENT=wants_gradient,
         **_options(hidden, plan),
     )
@@ -452,9 +448,9 @@ def _nll(hidden: Tensor, head: Tensor, tokens: Tokens, *, wants_gradient: bool) 
         add_nll_shares_kernel,
         (triton.cdiv(count, _ROW_BLOCK),),
         head,
-        targets,
-        targets if order is None else order,
-        targets if live is None else live,
+        tokens.targets,
+        tokens.order,
+        tokens.live,
         peaks,
         totals,
         picked,
@@ -466,7 +462,7 @@ def _nll(hidden: Tensor, head: Tensor, tokens: Tokens, *, wants_gradient: bool) 
         plan.shares,
         width,
         *head.stride(),
-        COMPACT=compact,
+        COMPACT=tokens.compact,
         GRADIENT=wants_gradient,
         ACCUMULATOR=accumulator(hidden.dtype),
         BLOCK_T=_ROW_BLOCK,
@@ -482,11 +478,8 @@ def _curvature(
     """Hessian of each token's NLL along its direction, ``[T, H]``."""
     count, width = hidden.shape
     plan = _plan(hidden, head, tangents=True)
-    sums = hidden.new_empty(plan.shares, count, width, dtype=_sum_dtype(hidden))
+    sums = hidden.new_empty(plan.shares, count, width, dtype=sum_dtype(hidden.dtype))
     product = hidden.new_empty(count, width)
-    targets, order, live = tokens
-    compact = order is not None
-    order, live = (targets if order is None else order), (targets if live is None else live)
     launch(
         curvature_kernel,
         (plan.token_blocks * plan.shares,),
@@ -494,9 +487,9 @@ def _curvature(
         direction,
         gradient,
         head,
-        targets,
-        order,
-        live,
+        tokens.targets,
+        tokens.order,
+        tokens.live,
         log_totals,
         sums,
         count,
@@ -508,20 +501,20 @@ def _curvature(
         *hidden.stride(),
         *direction.stride(),
         *head.stride(),
-        COMPACT=compact,
+        COMPACT=tokens.compact,
         **_options(hidden, plan),
     )
     launch(
         add_curvature_shares_kernel,
         (triton.cdiv(count, _ROW_BLOCK),),
-        order,
-        live,
+        tokens.order,
+        tokens.live,
         sums,
         product,
         count,
         plan.shares,
         width,
-        COMPACT=compact,
+        COMPACT=tokens.compact,
         ACCUMULATOR=accumulator(hidden.dtype),
         BLOCK_T=_ROW_BLOCK,
         BLOCK_H=_WIDTH_BLOCK,
@@ -540,12 +533,12 @@ def weighted_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight
     if head.dtype != hidden.dtype:
         raise ValueError(f"head: dtype {head.dtype} is not {hidden.dtype}, that of the hidden states")
     flat = hidden.reshape(-1, hidden.shape[-1])
-    order = live = None
-    if not (torch.is_grad_enabled() and weights.requires_grad):
+    targets = targets.reshape(-1).contiguous()
+    tokens = Tokens(targets, targets, targets, compact=False)
+    if not is_differentiated(weights):
         # The slope along a weight is its token's NLL, at weight 0 too; else such a token has no part in anything.
         dead = (weights == 0).flatten()
-        order, live = dead.to(torch.uint8).argsort(stable=True), (~dead).sum()
-    tokens = Tokens(targets.reshape(-1).contiguous(), order, live)
+        tokens = Tokens(targets, dead.to(torch.uint8).argsort(stable=True), (~dead).sum(), compact=True)
     nll: Tensor = _TokenNll.apply(flat, head, tokens)  # type: ignore[no-untyped-call]
     return (nll.view_as(weights) * weights).sum(-1).to(hidden.dtype)
 

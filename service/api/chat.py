@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.api.answers import begin_answer, whole_answer
 from service.api.auth import require_key, tenant_of
 from service.api.body import read_json
 from service.api.chat_schemas import ChatIn, ModelList, ModelOut
@@ -103,10 +104,7 @@ async def complete_chat(request: Request) -> Response:
     completion = _Completion(stream, asked.model)
     if asked.stream:
         return await _streamed(request, completion, include_usage=asked.stream_options.include_usage)
-    try:
-        return await while_connected(request, completion.whole())
-    finally:
-        stream.close()
+    return JSONResponse(completion.whole(await whole_answer(request, stream)))
 
 
 class _Completion:
@@ -116,13 +114,10 @@ class _Completion:
         self.stream = stream
         self._head = {"id": f"chatcmpl-{stream.id.removeprefix('ans_')}", "created": int(time.time()), "model": model}
 
-    async def whole(self) -> Response:
-        text = "".join([piece async for piece in self.stream.pieces()])
+    def whole(self, text: str) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.stream.finish_reason}
-        return JSONResponse(
-            {**self._head, "object": "chat.completion", "choices": [choice], "usage": self.usage()},
-        )
+        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": self.usage()}
 
     def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -137,9 +132,7 @@ class _Completion:
 
 
 async def _streamed(request: Request, completion: _Completion, *, include_usage: bool) -> Response:
-    pieces = completion.stream.pieces()
-    # What cannot be asked is still answered with its own status: the response begins with the first token.
-    first = await while_connected(request, _next(pieces))
+    first, pieces = await begin_answer(request, completion.stream)
 
     async def chunks() -> AsyncGenerator[Event, None]:
         yield "", completion.chunk({"role": "assistant", "content": first})
@@ -151,11 +144,6 @@ async def _streamed(request: Request, completion: _Completion, *, include_usage:
             yield "", completion.usage_chunk()
 
     return event_response(request, chunks(), last=b"data: [DONE]\n\n")
-
-
-async def _next(pieces: AsyncGenerator[str, None]) -> str:
-    """The first piece; an answer without text has none."""
-    return await anext(pieces, "")
 
 
 def _check_supported(asked: ChatIn) -> None:

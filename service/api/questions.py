@@ -8,6 +8,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.api.answers import begin_answer, whole_answer
 from service.api.auth import require_key, tenant_of
 from service.api.body import read_json
 from service.api.disconnect import while_connected
@@ -52,10 +53,8 @@ async def ask_document(request: Request, document_id: str) -> Response:
     stream = await while_connected(request, questions.ask(document_id, asked.question, options, tenant_of(request)))
     if asked.stream:
         return await _streamed(request, stream)
-    try:
-        return await while_connected(request, _whole(stream))
-    finally:
-        stream.close()
+    text = await whole_answer(request, stream)
+    return JSONResponse(AnswerOut.of(stream, text).model_dump())
 
 
 def _check_limits(asked: AskIn, settings: Settings) -> None:
@@ -69,15 +68,8 @@ def _check_limits(asked: AskIn, settings: Settings) -> None:
         raise ProblemError(invalid_fields(*errors))
 
 
-async def _whole(stream: AnswerStream) -> Response:
-    text = "".join([piece async for piece in stream.pieces()])
-    return JSONResponse(AnswerOut.of(stream, text).model_dump())
-
-
 async def _streamed(request: Request, stream: AnswerStream) -> Response:
-    pieces = stream.pieces()
-    # What cannot be asked is still answered with its own status: the response begins with the first token.
-    first = await while_connected(request, _next(pieces))
+    first, pieces = await begin_answer(request, stream)
 
     async def events() -> AsyncGenerator[Event, None]:
         text = first
@@ -90,8 +82,3 @@ async def _streamed(request: Request, stream: AnswerStream) -> Response:
         yield "done", AnswerOut.of(stream, text).model_dump()
 
     return event_response(request, events())
-
-
-async def _next(pieces: AsyncGenerator[str, None]) -> str:
-    """The first piece; an answer without text has none."""
-    return await anext(pieces, "")

@@ -183,8 +183,10 @@ class Documents:
             DocumentNotFound: there is none, or it is another owner's.
             StoreError: it is still there.
         """
-        record = await self._store.find(document_id) if _ID.fullmatch(document_id) else None
-        if not _ID.fullmatch(document_id) or (record is not None and record.owner != owner):
+        if not _ID.fullmatch(document_id):
+            raise DocumentNotFound(document_id)
+        record = await self._store.find(document_id)
+        if record is not None and record.owner != owner:
             raise DocumentNotFound(document_id)
         if record is not None:
             self._queue.cancel(document_id)
