@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from service.demo import running_server
+from benchmarks.local_server import running_server
 
 __all__ = ["main", "run"]
 

@@ -7,14 +7,10 @@ document, to show that the answers come from the adapters.
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.local_server import ServerError, running_server
 from perk.answer import AnswerRequest
 from perk.errors import PerkError
 from perk.perk_model import PerkModel
@@ -38,9 +35,7 @@ _NOT_COUNTED = frozenset({"article"})
 # The base model alone goes on after its answer; cutting both at the first line keeps the comparison fair.
 _STOP = ("\n",)
 
-_READY_SECONDS = 600.0
 _ENCODE_SECONDS = 1800.0
-_STOP_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 
 
@@ -87,63 +82,6 @@ def read_examples(folder: Path) -> list[Example]:
     if not examples:
         raise DemoError(f"no documents (*.txt) in {folder}")
     return examples
-
-
-@contextmanager
-def running_server(folder: Path, **settings: str) -> Iterator[httpx.Client]:
-    """A server of its own on a free port, keeping its data and log in `folder`; yields a client once it is ready.
-
-    `settings` go before those of the environment, under the same names.
-
-    Raises:
-        DemoError: the server ended, or was not ready in time; the message holds the end of its log.
-    """
-    port = _free_port()
-    log = folder / "server.log"
-    environment = {**os.environ, "PERK_DATA_DIR": str(folder / "data"), **settings}
-    command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300.0) as client:
-            try:
-                _wait_until_ready(client, process)
-                yield client
-            except (DemoError, httpx.HTTPError) as error:
-                end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                raise DemoError(f"{error}\nthe end of the server's log:\n{end}") from error
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise DemoError(f"the server ended with exit status {process.returncode}")
-        if _is_ready(client):
-            return
-        time.sleep(_POLL_SECONDS)
-    raise DemoError(f"the server was not ready within {_READY_SECONDS:.0f} seconds")
-
-
-def _is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/ready").status_code == httpx.codes.OK
-    except httpx.ConnectError:  # not listening yet
-        return False
 
 
 def encode(client: httpx.Client, examples: Sequence[Example], console: Console) -> dict[str, str]:
@@ -229,7 +167,7 @@ def run(folder: Path, console: Console) -> None:
     """Run the whole job on the documents of `folder`; the last line printed is the score.
 
     Raises:
-        DemoError: the job did not run to its end. Wrong answers are no error.
+        DemoError, ServerError: the job did not run to its end. Wrong answers are no error.
     """
     examples = read_examples(folder)
     with tempfile.TemporaryDirectory(prefix="perk-demo-") as scratch:
@@ -256,7 +194,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     try:
         run(EXAMPLES, console)
-    except (DemoError, PerkError) as error:
+    except (DemoError, ServerError, PerkError) as error:
         print(f"demo: the job did not run: {error}", file=sys.stderr)
         return 1
     return 0

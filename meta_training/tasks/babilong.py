@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from typing import Literal
 from meta_training.document import Document, Question
 from meta_training.tasks.background import Background
 from meta_training.tasks.shared_data import data_file
+from meta_training.tasks.students import FIRST_NAMES
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
 
@@ -32,6 +33,23 @@ _INLINE = 12
 _MOVE = re.compile(r"^(\w+) (?:went back|went|moved|travelled|journeyed) to the (\w+)\.$")
 _TAKE = re.compile(r"^(\w+) (?:got|took|grabbed|picked up) the (\w+)")
 _DROP = re.compile(r"^(\w+) (?:dropped|discarded|left|put down) the (\w+)")
+
+_ACTORS = ("Mary", "John", "Sandra", "Daniel")
+_PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+_THINGS = ("apple", "football", "milk")
+_OTHER_PLACES = (
+    *_PLACES, "airport", "attic", "bakery", "balcony", "bank", "barn", "basement", "beach", "bridge", "cafe",
+    "castle", "cellar", "chapel", "church", "cinema", "courtyard", "dining room", "factory", "farm", "forest",
+    "garage", "gym", "harbor", "hospital", "hotel", "laboratory", "library", "living room", "lobby", "market",
+    "meadow", "museum", "park", "pantry", "playground", "pool", "river", "school", "shed", "shop", "stable",
+    "stadium", "station", "street", "studio", "temple", "terrace", "theater", "tower", "workshop", "zoo",
+)  # fmt: skip
+_OTHER_THINGS = (
+    *_THINGS, "bag", "ball", "basket", "book", "bottle", "box", "bread", "bucket", "camera", "candle", "coat", "coin",
+    "cup", "flag", "guitar", "hammer", "hat", "key", "knife", "ladder", "lamp", "letter", "map", "mirror",
+    "newspaper", "orange", "parcel", "pen", "phone", "ring", "rope", "scarf", "shovel", "suitcase", "ticket", "towel",
+    "umbrella", "vase", "violin", "watch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,7 @@ class BabiLong:
         kind: Kind = "events",
         inline_share: float = 0.0,
         min_facts: int = 2,
+        renamed_share: float = 0.0,
     ) -> None:
         """Choose stories.
 
@@ -73,6 +92,8 @@ class BabiLong:
             inline_share: share of the documents whose facts stand between the sentences of a passage instead of on
                 lines of their own.
             min_facts: fewest facts of a document, where its story has as many.
+            renamed_share: share of the documents whose actors, places and things get other names than bAbI's, which has
+                four actors and six places only.
 
         Raises:
             InvalidInput: an unknown kind, a number out of range, or no data.
@@ -85,6 +106,8 @@ class BabiLong:
             raise InvalidInput("inline_share", str(inline_share), "from 0 to 1")
         stories = _read_stories(data_file(f"babi/qa{facts}_train.txt"))
         first_dev = round(len(stories) * (1 - _DEV_SHARE))
+        if not 0 <= renamed_share <= 1:
+            raise InvalidInput("renamed_share", str(renamed_share), "from 0 to 1")
         self._stories = stories[first_dev:] if split == "dev" else stories[:first_dev]
         self._background = Background(split=split, count_tokens=count_tokens)
         self._count_tokens = count_tokens
@@ -92,6 +115,7 @@ class BabiLong:
         self._kind: Kind = kind
         self._inline_share = inline_share
         self._min_facts = min_facts
+        self._renamed_share = renamed_share
         self.name = f"babilong-qa{facts}" + ("-raw" if kind == "raw" else "")
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
@@ -112,6 +136,13 @@ class BabiLong:
                 if text not in seen:
                     questions.append(self._question(text, answer, [lines[i] for i in support]))
             rng.shuffle(questions)
+        if rng.random() < self._renamed_share:
+            rename = _renaming(rng)
+            lines = [rename(line) for line in lines]
+            questions = [
+                replace(q, question=rename(q.question), answer=rename(q.answer), support=tuple(map(rename, q.support)))
+                for q in questions
+            ]
         fact_tokens = sum(self._count_tokens(line) + 1 for line in lines)
         prose = self._background.sentences(rng, max(tokens - fact_tokens, 0))
         if position is not None:
@@ -159,6 +190,16 @@ def _object_places(facts: tuple[str, ...]) -> list[tuple[str, str, tuple[int, ..
             where, since = place[actor]
             found.append((f"Where is the {thing}?", where, (taken, since)))
     return found
+
+
+def _renaming(rng: random.Random) -> Callable[[str], str]:
+    """A substitution of bAbI's words by others: one to one, so that no question gets a second answer."""
+    names = {
+        **dict(zip(_ACTORS, rng.sample(FIRST_NAMES, len(_ACTORS)), strict=True)),
+        **dict(zip(_PLACES, rng.sample(_OTHER_PLACES, len(_PLACES)), strict=True)),
+        **dict(zip(_THINGS, rng.sample(_OTHER_THINGS, len(_THINGS)), strict=True)),
+    }
+    return lambda text: re.sub(r"\w+", lambda word: names.get(word[0], word[0]), text)
 
 
 def _numbered(facts: tuple[str, ...]) -> list[str]:

@@ -41,6 +41,7 @@ LAST_NAMES = (
     "White", "Williams", "Wilson", "Wong", "Wright", "Yamamoto", "Yang", "Young", "Zhang", "Zimmermann",
 )
 _YEARS = ("Freshman", "Sophomore", "Junior", "Senior")
+# Schools are drawn as often from these as made of a kind and a field.
 _SCHOOLS = (
     "School of Engineering", "School of Business", "School of Law", "School of Medicine", "School of Education",
     "School of Arts", "School of Sciences", "School of Humanities", "School of Public Health",
@@ -57,6 +58,42 @@ _MAJORS = (
     "Music", "Neuroscience", "Nursing", "Philosophy", "Physics", "Political Science", "Psychology", "Sociology",
     "Spanish", "Statistics", "Theater",
 )
+_SCHOOL_KINDS = ("School of", "College of", "Faculty of", "Institute of", "Department of", "Academy of")
+# Majors are drawn as often from the list above as made of one of these and a field, or of a field alone.
+_BRANCHES = (
+    "Applied", "Classical", "Clinical", "Comparative", "Computational", "Creative", "Digital", "Experimental",
+    "Global", "Industrial", "Marine", "Mathematical", "Medieval", "Modern", "Molecular", "Quantitative", "Rural",
+    "Social", "Sustainable", "Theoretical", "Urban", "Veterinary",
+)
+_FIELDS_OF_STUDY = (
+    "Acoustics", "Advertising", "Aerospace Engineering", "African Studies", "Agronomy", "Animal Science",
+    "Archaeology", "Arts", "Asian Studies", "Astrophysics", "Biology", "Biophysics", "Botany", "Broadcasting",
+    "Business", "Ceramics", "Chemistry", "Choreography", "Cinematography", "Classics", "Composition", "Computing",
+    "Conservation", "Counseling", "Criminology", "Dentistry", "Design", "Dietetics", "Drama", "Ecology", "Education",
+    "Energy", "Engineering", "Entomology", "Epidemiology", "Ethics", "Fashion", "Fine Arts", "Fisheries",
+    "Food Science", "Forestry", "Forensics", "French", "Gastronomy", "Gender Studies", "Genetics", "German",
+    "Gerontology", "Health", "Horticulture", "Hospitality", "Human Resources", "Hydrology", "Immunology", "Insurance",
+    "Italian", "Japanese", "Jazz", "Kinesiology", "Landscape Design", "Law", "Library Science", "Literature",
+    "Logistics", "Management", "Materials Science", "Medicine", "Metallurgy", "Meteorology", "Microbiology", "Mining",
+    "Museum Studies", "Nanotechnology", "Nutrition", "Oceanography", "Optics", "Optometry", "Painting",
+    "Paleontology", "Pathology", "Pharmacy", "Photography", "Physiology", "Planning", "Poetry", "Policy",
+    "Printmaking", "Public Relations", "Radiology", "Real Estate", "Religion", "Robotics", "Sculpture", "Seismology",
+    "Social Work", "Software Engineering", "Studio Art", "Surveying", "Taxation", "Theology", "Tourism", "Toxicology",
+    "Translation", "Transport", "Viticulture", "Welding", "Zoology",
+)
+# What invented names are made of: an onset and a vowel a syllable, and perhaps a coda at the end.
+_ONSETS = (
+    "b", "bl", "br", "c", "ch", "cl", "d", "dr", "f", "fr", "g", "gr", "h", "j", "k", "kr", "l", "m", "n", "p", "ph",
+    "pr", "qu", "r", "s", "sh", "sk", "st", "t", "th", "tr", "v", "w", "wh", "y", "z",
+)
+_VOWELS = ("a", "a", "ai", "au", "e", "e", "ea", "ee", "ei", "i", "i", "ie", "o", "o", "oo", "ou", "u", "y")
+_CODAS = (
+    "", "", "ck", "d", "ff", "ger", "l", "ld", "ll", "ller", "man", "n", "nd", "ne", "nez", "ng", "nson", "nt", "r",
+    "rd", "rt", "s", "sen", "sky", "ss", "ston", "t", "th", "tte", "ton", "vic", "well", "wood", "x", "za",
+)
+# Share of the first and last names, each for itself, that no pool holds: names of real registers come from everywhere.
+_INVENTED = 0.35
+_COMPOSED = 0.5
 # fmt: on
 
 
@@ -92,9 +129,29 @@ def draw_student(rng: random.Random, number: int) -> Student:
     """A student of random fields under an identity number."""
     return Student(
         number=number,
-        name=f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}",
+        name=f"{_name(rng, FIRST_NAMES)} {_name(rng, LAST_NAMES)}",
         year=rng.choice(_YEARS),
-        school=rng.choice(_SCHOOLS),
-        major=rng.choice(_MAJORS),
+        school=_school(rng),
+        major=_major(rng),
         grade=rng.randrange(0, 101),
     )
+
+
+def _name(rng: random.Random, pool: tuple[str, ...]) -> str:
+    if rng.random() >= _INVENTED:
+        return rng.choice(pool)
+    syllables = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((1, 2, 2, 3))))
+    return (syllables + rng.choice(_CODAS)).capitalize()
+
+
+def _school(rng: random.Random) -> str:
+    if rng.random() >= _COMPOSED:
+        return rng.choice(_SCHOOLS)
+    return f"{rng.choice(_SCHOOL_KINDS)} {rng.choice((*_FIELDS_OF_STUDY, *_MAJORS))}"
+
+
+def _major(rng: random.Random) -> str:
+    if rng.random() >= _COMPOSED:
+        return rng.choice(_MAJORS)
+    field = rng.choice(_FIELDS_OF_STUDY)
+    return field if rng.random() < 0.5 else f"{rng.choice(_BRANCHES)} {field}"
