@@ -98,6 +98,12 @@ def test_aggregate_questions_are_answered_by_all_grades(count_words: CountTokens
             match = re.fullmatch(r"What is the (\w+) grade of all students\?", question.question)
             assert match
             assert question.answer == str(expected[match[1]])
+            if match[1] == "average":
+                assert question.support == (), "all records are too many to recall"
+            else:
+                (line,) = question.support
+                assert line in str(document.context).splitlines()
+                assert line.endswith(f"Grade: {question.answer}")
             asked.add(match[1])
     assert asked == set(expected)
 
