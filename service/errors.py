@@ -9,12 +9,14 @@ __all__ = [
     "DocumentFailed",
     "DocumentNotFound",
     "DocumentNotReady",
+    "LeaseLost",
     "LoadFailed",
     "NotReady",
     "QueueFull",
     "ServiceError",
     "StorageFull",
     "StoreError",
+    "StoreUnavailable",
     "TooManyTokens",
     "is_disk_full",
 ]
@@ -97,6 +99,17 @@ class TooManyTokens(ServiceError):
 
 class StoreError(ServiceError):
     """The store cannot be read or written."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached just now; it will be, without anyone's doing."""
+
+
+class LeaseLost(ServiceError):
+    """Another replica encodes the document, or has done so."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"document {document_id} is encoded by another replica")
 
 
 class StorageFull(StoreError):

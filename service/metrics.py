@@ -64,6 +64,11 @@ class Metrics:
         self.memory_tier_evictions = self._counter("memory_tier_evictions", "Adapters that made room in host memory.")
         self.store_errors = self._counter("store_errors", "Failed writes and reads of the store.", "reason")
 
+        self.redis_up = self._gauge("redis_up", "Whether Redis answers.")
+        self.redis_errors = self._counter("redis_errors", "Failed commands to Redis.", "reason")
+        self.outbox_documents = self._gauge("outbox_documents", "Documents on this replica's disk that wait for Redis.")
+        self.leases_lost = self._counter("leases_lost", "Encodes that another replica has taken over.")
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"perk_{name}", text, labels, registry=self.registry)
 

@@ -19,7 +19,15 @@ from service.engine.document import Document
 from service.engine.encode_queue import EncodeQueue
 from service.engine.flight import Flight
 from service.engine.model_thread import ModelThread
-from service.errors import DocumentFailed, DocumentNotFound, DocumentNotReady, NotReady, QueueFull, TooManyTokens
+from service.errors import (
+    DocumentFailed,
+    DocumentNotFound,
+    DocumentNotReady,
+    NotReady,
+    QueueFull,
+    StoreUnavailable,
+    TooManyTokens,
+)
 from service.metrics import Metrics
 from service.store.memory import MemoryTier
 from service.store.protocol import DocumentStore, Place
@@ -32,6 +40,9 @@ _ID = re.compile(r"doc_[0-9a-f]{32}")
 _COUNT_WINDOW = 262_144
 # A question waits this long for an adapter that has to be encoded again, then its client is asked to come back.
 _AGAIN_SECONDS = 30.0
+
+# Of an adapter's time to live that may pass before its use is written down.
+_TOUCH_SHARE = 0.1
 
 
 class Documents:
@@ -47,6 +58,7 @@ class Documents:
         queue: EncodeQueue,
         token_limit: int,
         waiting_limit: int,
+        adapter_ttl: int | None,
         metrics: Metrics,
     ) -> None:
         """Put the parts together.
@@ -59,6 +71,7 @@ class Documents:
             queue: encodes what is stored.
             token_limit: longest document.
             waiting_limit: most questions that may wait for adapters to be encoded again.
+            adapter_ttl: seconds that an adapter is kept after its last use; None: for ever.
             metrics: where documents are counted.
         """
         self._model_name = model.name
@@ -71,6 +84,7 @@ class Documents:
         self._token_limit = token_limit
         self._waiting_limit = waiting_limit
         self._waiting = 0
+        self._adapter_ttl = adapter_ttl
         self._metrics = metrics
 
     async def take(self, text: str, *, title: str | None, metadata: dict[str, Any]) -> tuple[Document, bool]:
@@ -87,7 +101,10 @@ class Documents:
         """
         canonical = await asyncio.to_thread(normalise, text)
         document_id, tokens = await self._thread.call(self._measure(canonical))
-        record = await self._store.find(document_id)
+        record = None
+        # Unknown is not absent; but then it is kept where the store can, and found to be the same later.
+        with suppress(StoreUnavailable):
+            record = await self._store.find(document_id)
         if record is not None and record.status != "failed":
             self._metrics.documents_received.labels("known").inc()
             return self._document(record), record.status == "ready"
@@ -244,7 +261,18 @@ class Documents:
         if record.expires_at is not None and record.expires_at <= time.time():
             await self._adapters.drop(record.id, "expired")
             return None
-        return await self._adapters.get(record.id)
+        adapter = await self._adapters.get(record.id)
+        if adapter is not None:
+            await self._touch(record)
+        return adapter
+
+    async def _touch(self, record: DocumentRecord) -> None:
+        """An adapter lives on from its last use; written down now and then, not at every question."""
+        if self._adapter_ttl is None or record.expires_at is None:
+            return
+        expires_at = time.time() + self._adapter_ttl
+        if expires_at - record.expires_at > self._adapter_ttl * _TOUCH_SHARE:
+            await self._store.touch(record.id, expires_at)
 
     async def _wait_for(self, flight: Flight, deadline: float) -> bool:
         """Whether the flight ended in time."""

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TypeVar
 
 import structlog
@@ -17,10 +18,10 @@ from perk.inner_loop import EncodedDocument
 from service.engine.flight import Flight
 from service.engine.jobs import EncodeProgress
 from service.engine.model_thread import ModelThread
-from service.errors import DamagedText, NotReady, QueueFull, StorageFull, StoreError
+from service.errors import DamagedText, LeaseLost, NotReady, QueueFull, StorageFull, StoreError
 from service.logging import describe_error
 from service.metrics import Metrics
-from service.store.protocol import AdapterTier, DocumentStore, Readiness
+from service.store.protocol import AdapterTier, DocumentStore, Leases, Readiness
 from service.store.record import EncodeSummary
 
 __all__ = ["EncodeQueue"]
@@ -49,6 +50,7 @@ class EncodeQueue:
         thread: ModelThread,
         documents: DocumentStore,
         adapters: AdapterTier,
+        leases: Leases,
         limit: int,
         adapter_ttl: int | None,
         metrics: Metrics,
@@ -59,6 +61,7 @@ class EncodeQueue:
             thread: runs the encodes.
             documents: has the texts, and learns how each encode went.
             adapters: keeps the results.
+            leases: tell which documents other replicas encode.
             limit: most documents that may wait.
             adapter_ttl: seconds an adapter is kept; None: for ever.
             metrics: where encodes are counted.
@@ -66,11 +69,14 @@ class EncodeQueue:
         self._thread = thread
         self._documents = documents
         self._adapters = adapters
+        self._leases = leases
         self._limit = limit
         self._adapter_ttl = adapter_ttl
         self._metrics = metrics
         self._flights: dict[str, Flight] = {}
         self._waiting: deque[Flight] = deque()
+        # Other replicas encode these: they take no place here, until `settle` or `take_back`.
+        self._elsewhere: dict[str, Flight] = {}
         self._current: Flight | None = None
         self._promised = 0
         self._arrived = asyncio.Event()
@@ -123,8 +129,46 @@ class EncodeQueue:
 
     @property
     def running(self) -> int:
-        """Documents whose encode the model has begun: one or none."""
-        return int(self._current is not None and self._current.progress is not None)
+        """Documents whose encode has begun, here or elsewhere."""
+        return sum(flight.progress is not None for flight in self._flights.values())
+
+    @property
+    def not_here(self) -> set[str]:
+        """Documents that wait, or that other replicas encode."""
+        return {flight.document_id for flight in self._waiting}.union(self._elsewhere)
+
+    @property
+    def elsewhere(self) -> set[str]:
+        """Documents that other replicas encode."""
+        return set(self._elsewhere)
+
+    def follow(self, document_id: str, progress: EncodeProgress) -> None:
+        """Another replica encodes the document and is that far."""
+        flight = self._flights.get(document_id)
+        if flight is not None and self._put_aside(flight):
+            flight.update(progress)
+
+    def settle(self, document_id: str) -> None:
+        """Another replica's encode of the document has ended: the store knows how it went."""
+        flight = self._flights.get(document_id)
+        if flight is not None and self._put_aside(flight):
+            del self._elsewhere[document_id]
+            self._end(flight)
+
+    def take_back(self, document_id: str) -> None:
+        """The replica that encoded the document does so no more: it is anyone's again, and goes first."""
+        flight = self._elsewhere.pop(document_id, None)
+        if flight is not None:
+            flight.progress = None
+            self._waiting.appendleft(flight)
+            self._arrived.set()
+
+    def _put_aside(self, flight: Flight) -> bool:
+        """Whether another replica may have the flight; then it waits no more."""
+        if flight in self._waiting:
+            self._waiting.remove(flight)
+            self._elsewhere[flight.document_id] = flight
+        return flight.document_id in self._elsewhere
 
     def retry_after(self, document_id: str) -> int:
         """Seconds after which a document that waits or is being encoded is likely to be ready."""
@@ -143,7 +187,8 @@ class EncodeQueue:
         if flight is None:
             return
         if flight.task is None:
-            self._waiting.remove(flight)
+            self._put_aside(flight)
+            self._elsewhere.pop(document_id, None)
         else:
             flight.task.cancel()
         self._end(flight)
@@ -168,8 +213,19 @@ class EncodeQueue:
                 self._end(flight)
 
     async def _fly(self, flight: Flight) -> None:
-        """Encode one document, and let the store know how it went."""
+        """Encode one document, unless another replica does."""
         structlog.contextvars.bind_contextvars(document_id=flight.document_id)
+        claim = await self._persist(lambda: self._leases.take(flight.document_id, lambda: _lose(flight)))
+        if claim == "elsewhere":
+            flight.task = None
+            self._elsewhere[flight.document_id] = flight
+        elif claim == "over":
+            self._end(flight)
+        else:
+            await self._encode_and_keep(flight)
+
+    async def _encode_and_keep(self, flight: Flight) -> None:
+        """Encode one document, and let the store know how it went."""
         started = time.monotonic()
         outcome = "cancelled"
         try:
@@ -179,9 +235,9 @@ class EncodeQueue:
                 self._mean_seconds += 0.3 * (time.monotonic() - started - self._mean_seconds)
                 outcome = "ready"
         except asyncio.CancelledError:
-            outcome = "handed back" if self.closed else "cancelled"
+            outcome = "handed back" if self.closed or flight.lost else "cancelled"
             raise
-        except NotReady:
+        except (NotReady, LeaseLost):
             outcome = "handed back"
         except Exception as error:  # noqa: BLE001 - this document's, whatever it is
             outcome = "failed"
@@ -191,6 +247,7 @@ class EncodeQueue:
             self._end(flight)
             self._metrics.encodes.labels(outcome).inc()
             _log.info("encode ended", outcome=outcome, seconds=round(time.monotonic() - started, 3))
+            await self._leases.release(flight.document_id)
 
     async def _encode(self, flight: Flight) -> EncodedDocument | None:
         """None where the document has been deleted."""
@@ -203,10 +260,14 @@ class EncodeQueue:
         loop = asyncio.get_running_loop()
 
         def report(progress: EncodeProgress) -> None:
-            loop.call_soon_threadsafe(flight.update, progress)
+            loop.call_soon_threadsafe(self._tell, flight, progress)
 
         (encoded,) = await self._thread.encode([text], report)
         return encoded
+
+    def _tell(self, flight: Flight, progress: EncodeProgress) -> None:
+        flight.update(progress)
+        self._leases.tell(flight.document_id, asdict(progress))
 
     async def _keep(self, document_id: str, encoded: EncodedDocument) -> None:
         await self._persist(lambda: self._adapters.put(document_id, encoded.adapter))
@@ -251,6 +312,12 @@ class EncodeQueue:
         if self._flights.get(flight.document_id) is flight:
             del self._flights[flight.document_id]
         flight.end()
+
+
+def _lose(flight: Flight) -> None:
+    flight.lost = True
+    if flight.task is not None:
+        flight.task.cancel()
 
 
 def _bounded(seconds: float) -> int:

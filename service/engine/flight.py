@@ -18,6 +18,7 @@ class Flight:
         again: it had an adapter before, which is gone: questions wait for it instead of being turned away.
         progress: None until the model has begun.
         task: runs it, once its turn has come.
+        lost: another replica has taken it over meanwhile.
     """
 
     def __init__(self, document_id: str, *, again: bool) -> None:
@@ -25,6 +26,7 @@ class Flight:
         self.again = again
         self.progress: EncodeProgress | None = None
         self.task: asyncio.Task[None] | None = None
+        self.lost = False
         self._begun_at = 0.0
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()

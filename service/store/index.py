@@ -174,6 +174,14 @@ class DocumentIndex:
         with self._transaction() as connection:
             connection.execute("UPDATE documents SET status = 'failed', error = ? WHERE id = ?", (error, document_id))
 
+    def touch(self, document_id: str, expires_at: float) -> None:
+        """As `DocumentStore.touch`."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE documents SET expires_at = :at WHERE id = :id AND status = 'ready' AND expires_at < :at",
+                {"id": document_id, "at": expires_at},
+            )
+
     def delete(self, document_id: str) -> bool:
         """Forget a document, its text and its adapter's checksum; whether it was there."""
         with self._transaction() as connection:
