@@ -87,16 +87,16 @@ class RedisStore:
         """As `DocumentStore.add`."""
         compressed = await asyncio.to_thread(zlib.compress, text.encode())
         await self._use(lambda redis: redis.sadd(_FINGERPRINTS, self._fingerprint[:16]))
-        words = [record.id, compressed, *_fields(asdict(record))]
+        words: list[Any] = [compressed, *_fields(asdict(record))]
         with suppress(DamagedValue):
-            if await self._run(scripts.ADD, *words) == 1:
+            if await self._run(scripts.ADD, record.id, *words) == 1:
                 return record, True
             kept = await self.find(record.id)
             if kept is not None:
                 return kept, False
         # The record is damaged, or was deleted just now: either way, nothing is there worth keeping.
         await self._run(scripts.DELETE, record.id)
-        await self._run(scripts.ADD, *words)
+        await self._run(scripts.ADD, record.id, *words)
         return record, True
 
     async def find(self, document_id: str) -> DocumentRecord | None:

@@ -18,6 +18,8 @@ from redis.exceptions import (
     BusyLoadingError,
     ConnectionError,
     NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
@@ -41,8 +43,8 @@ _MOST_CONNECTIONS = 16
 _RETRIES = 2
 _PAUSES_SECONDS = (0.1, 5.0)
 # Redis refuses to write: memory is full; its own disk is; it has become a replica of another.
-_FULL = ("OOM ", "MISCONF ")
-_READ_ONLY = ("READONLY ", "MASTERDOWN ", "NOREPLICAS ")
+_FULL = ("OOM", "MISCONF")
+_READ_ONLY = ("READONLY", "MASTERDOWN", "NOREPLICAS")
 
 
 class DamagedValue(StoreError):
@@ -125,13 +127,13 @@ class RedisConnection:
             except ResponseError as error:
                 # Of Redis' own sentence only the first word is sure to hold nothing of ours.
                 word = str(error).split(" ", 1)[0][:32]
-                if str(error).startswith(_FULL):
+                if isinstance(error, OutOfMemoryError) or any(name in str(error) for name in _FULL):
                     self._count("full")
                     raise StorageFull from None
                 if "WRONGTYPE" in str(error):
                     self._count("damaged")
                     raise DamagedValue from None
-                if str(error).startswith(_READ_ONLY):
+                if isinstance(error, ReadOnlyError) or any(name in str(error) for name in _READ_ONLY):
                     self._count("unavailable")
                     self._lose(word)
                     raise _unavailable() from None

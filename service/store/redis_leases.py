@@ -128,12 +128,16 @@ class RedisLeases:
         """What replicas tell, this one included, for ever."""
         while True:
             try:
-                async with self._connection.client.pubsub(ignore_subscribe_messages=True) as channel:
+                async with self._connection.client.pubsub() as channel:
                     await channel.subscribe(f"{self._store.prefix}:news")
-                    yield News("missed", "")
                     while True:
                         message = await channel.get_message(timeout=1.0)
-                        if message is not None:
+                        if message is None:
+                            continue
+                        if message["type"] == "subscribe":
+                            # At the start, and after a connection was cut.
+                            yield News("missed", "")
+                        elif message["type"] == "message":
                             event, _, document_id = message["data"].decode(errors="replace").partition(" ")
                             yield News(event, document_id)
             except (RedisError, OSError):
