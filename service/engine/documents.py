@@ -221,7 +221,8 @@ class Documents:
                 flight = self._queue.add(document_id, again=True)
                 self._metrics.reencodes.inc()
             else:
-                flight = self._queue.add(document_id)
+                # Another replica may have had it queued again.
+                flight = self._queue.add(document_id, again=document.record.ready_at is not None)
             if not flight.again or not await self._wait_for(flight, deadline):
                 raise DocumentNotReady(document_id, document.status, self._queue.retry_after(document_id))
 

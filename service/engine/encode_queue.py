@@ -121,6 +121,7 @@ class EncodeQueue:
             else:
                 self._waiting.append(flight)
             self._arrived.set()
+        flight.again = flight.again or again
         return flight
 
     def find(self, document_id: str) -> Flight | None:

@@ -36,6 +36,8 @@ CHUNK_BYTES = 32 * 1024**2
 _FOREVER_MS = 10 * 365 * 24 * 3600 * 1000
 # An adapter that is being written is not there yet; what a killed process has left of it goes after this time.
 _STAGED_MS = 120_000
+# For a document with its adapter to be written after it.
+_ADOPTED_MS = 10_000
 _STATUSES = ("queued", "ready", "failed")
 _FINGERPRINTS = "perk:fingerprints"
 # A later release may write more.
@@ -83,11 +85,11 @@ class RedisStore:
         self.tokens: dict[str, str] = {}
         """Of the leases that this process holds, by document."""
 
-    async def add(self, record: DocumentRecord, text: str) -> tuple[DocumentRecord, bool]:
-        """As `DocumentStore.add`."""
+    async def add(self, record: DocumentRecord, text: str, *, token: str = "") -> tuple[DocumentRecord, bool]:
+        """As `DocumentStore.add`; with a token, a document that was not there is leased to it for a while."""
         compressed = await asyncio.to_thread(zlib.compress, text.encode())
         await self._use(lambda redis: redis.sadd(_FINGERPRINTS, self._fingerprint[:16]))
-        words: list[Any] = [compressed, *_fields(asdict(record))]
+        words: list[Any] = [compressed, token, _ADOPTED_MS, *_fields(asdict(record))]
         with suppress(DamagedValue):
             if await self._run(scripts.ADD, record.id, *words) == 1:
                 return record, True
@@ -143,7 +145,8 @@ class RedisStore:
 
     async def mark_queued(self, document_id: str) -> None:
         """As `DocumentStore.mark_queued`."""
-        cleared = dict.fromkeys(("error", "segments", "ready_at", "expires_at", "encode"))
+        # That it was ready stays: whoever asks it now waits for it to be so again.
+        cleared = dict.fromkeys(("error", "segments", "expires_at", "encode"))
         await self._run(scripts.MARK, document_id, "queued", "", *_fields(cleared))
 
     async def mark_ready(self, document_id: str, readiness: Readiness) -> None:

@@ -80,9 +80,9 @@ class RedisLeases:
         self._seconds = seconds
         self._held: dict[str, _Held] = {}
 
-    async def take(self, document_id: str, on_lost: Callable[[], None]) -> Claim:
-        """As `Leases.take`."""
-        token = secrets.token_hex(16)
+    async def take(self, document_id: str, on_lost: Callable[[], None], *, token: str | None = None) -> Claim:
+        """As `Leases.take`; with the token of a lease that was had with `RedisStore.add`, that one."""
+        token = token or secrets.token_hex(16)
         match await self._run(scripts.TAKE, document_id, token, self._milliseconds):
             case 1:
                 held = _Held(token, on_lost)

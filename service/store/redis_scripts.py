@@ -37,7 +37,8 @@ local function may_write(token)
 end
 """
 
-# id, text, field, value, field, value, …: 1 where the document is new, 2 where it had failed and is queued again.
+# id, text, token or '', milliseconds, field, value, …: 1 where the document is new, 2 where it had failed and is queued
+# again; with a token, the document is leased to it before anyone hears of it.
 ADD = (
     _NAMES
     + """
@@ -47,10 +48,11 @@ redis.call('SET', text, ARGV[2])
 if status then
   redis.call('HSET', doc, 'error', 'null')
 else
-  for field = 3, #ARGV, 2 do redis.call('HSET', doc, ARGV[field], ARGV[field + 1]) end
+  for field = 5, #ARGV, 2 do redis.call('HSET', doc, ARGV[field], ARGV[field + 1]) end
   redis.call('ZADD', prefix .. ':documents', redis.call('HGET', doc, 'created_at'), id)
 end
 set_status('queued')
+if ARGV[3] ~= '' then redis.call('SET', lease, ARGV[3], 'NX', 'PX', ARGV[4]) end
 tell('queued')
 return status and 2 or 1
 """

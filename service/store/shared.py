@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -258,9 +259,11 @@ class SharedStore:
         record, text = await self._outbox.find(document_id), await self._outbox.text(document_id)
         if record is not None and text is not None:
             cleared: dict[str, Any] = dict.fromkeys(("segments", "ready_at", "expires_at", "encode", "error"))
-            await self._redis.add(replace(record, status="queued", **cleared), text)
-            if record.status == "ready":
-                await self._move_adapter(record)
+            # No one is to encode what comes with its adapter.
+            token = secrets.token_hex(16) if record.status == "ready" else ""
+            await self._redis.add(replace(record, status="queued", **cleared), text, token=token)
+            if token:
+                await self._move_adapter(record, token)
         if document_id in self._encoding:
             # Its encode began meanwhile, and ends here or there: the next look finds out.
             return
@@ -268,11 +271,11 @@ class SharedStore:
         await self._outbox.delete(document_id)
         _log.info("moved from the outbox", document_id=document_id)
 
-    async def _move_adapter(self, record: DocumentRecord) -> None:
+    async def _move_adapter(self, record: DocumentRecord, token: str) -> None:
         packed = await self._outbox.packed(record.id)
         if packed is None or record.ready_at is None or record.segments is None or record.encode is None:
             return
-        if await self._leases.take(record.id, lambda: None) != "taken":
+        if await self._leases.take(record.id, lambda: None, token=token) != "taken":
             # Another replica has had the same text: its adapter is this one.
             return
         try:

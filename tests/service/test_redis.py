@@ -125,7 +125,7 @@ def test_records_texts_and_counts_are_shared(redis: Any, adapter: Tensor) -> Non
             assert (await other.store.add(_record(3), "text three"))[0].status == "queued"
             await other.store.drop(ready.id, "expired")
             await other.store.mark_queued(ready.id)
-            assert await one.store.find(ready.id) == _record(2, tokens=3)
+            assert await one.store.find(ready.id) == _record(2, tokens=3, ready_at=200.0)
 
     asyncio.run(scenario())
 
