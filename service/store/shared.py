@@ -220,6 +220,9 @@ class SharedStore:
     async def take(self, document_id: str, on_lost: Callable[[], None]) -> Claim:
         """As `Leases.take`; what is in the outbox no one else can have."""
         if document_id in self._own:
+            record = await self._outbox.find(document_id)
+            if record is None or record.status != "queued":
+                return "over"
             self._encoding.add(document_id)
             return "taken"
         try:
