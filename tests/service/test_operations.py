@@ -180,7 +180,7 @@ def test_a_bug_is_a_500_that_tells_nothing(
 ) -> None:
     service = start_service().until_ready()
 
-    async def fail(_: str) -> None:
+    async def fail(*_: str) -> None:
         raise RuntimeError("the apple is under the bed")
 
     monkeypatch.setattr(service.engine.documents, "find", fail)
