@@ -190,15 +190,16 @@ def perk(service: ServiceProcess, tmp_path: Path) -> Callable[..., subprocess.Co
     """Runs the ``perk`` command on `service`; keyword arguments are further variables of the environment."""
 
     def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "service", *map(str, arguments)],
             cwd=tmp_path,
             env=_environment(server=service.address, api_key="open-sesame") | variables,
             capture_output=True,
-            text=True,
             timeout=_PATIENCE_SECONDS,
             check=False,
         )
+        # Read as text, a carriage return in an answer would be taken for the end of a line.
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
 

@@ -206,6 +206,9 @@ def test_the_schema_describes_every_route(service: Any) -> None:
         "/documents/{document_id}/events",
         "/documents/{document_id}/adapter",
         "/documents/{document_id}/ask",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/v1/chat/completions",
     }
     kinds = paths["/documents"]["post"]["requestBody"]["content"]
     assert set(kinds) == {"application/json", "text/plain", "multipart/form-data"}
