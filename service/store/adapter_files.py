@@ -39,7 +39,7 @@ class AdapterFiles:
         return disk_usage(self._directory).free >= self._format.bytes_per_adapter
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         """Of all adapters."""
         with os.scandir(self._directory) as entries:
             count = sum(entry.name.endswith(_SUFFIX) for entry in entries)

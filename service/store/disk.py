@@ -86,7 +86,7 @@ class DiskStore:
         self._index = DocumentIndex(directory.path / "documents.sqlite")
         self._files = AdapterFiles(directory.path / "adapters", self._format)
         self._files.clean(keep=self._index.ids_with_adapter())
-        metrics.tier_bytes.labels("disk").set_function(lambda: self._files.bytes)
+        metrics.tier_bytes.labels("disk").set_function(lambda: self._files.total_bytes)
 
     @property
     def has_space(self) -> bool:
