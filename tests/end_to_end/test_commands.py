@@ -82,7 +82,10 @@ def test_a_file_that_is_refused_takes_nothing_from_those_before_it(perk: Perk, s
 
     result = perk("encode", "story.txt", "blank.txt", "--json")
 
-    assert "text: got no visible character, expected at least one" in _refusal(result)
+    assert result.returncode == 1
+    refusal, summary = (line for line in result.stderr.splitlines() if line.startswith("perk "))
+    assert "text: got no visible character, expected at least one" in refusal
+    assert summary == "perk encode: 2 files: 1 encoded, 0 known, 1 failed"
     assert [json.loads(line)["title"] for line in result.stdout.splitlines()] == ["story.txt"]
 
 
