@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import TypeVar
 
@@ -18,10 +19,10 @@ from perk.inner_loop import EncodedDocument
 from service.engine.flight import Flight
 from service.engine.jobs import EncodeProgress
 from service.engine.model_thread import ModelThread
-from service.errors import DamagedText, NotReady, QueueFull, StorageFull, StoreError
+from service.errors import DamagedText, LeaseLost, NotReady, QueueFull, StorageFull, StoreError
 from service.logging import describe_error
 from service.metrics import Metrics, tokens_label
-from service.store.protocol import AdapterTier, DocumentStore, Readiness
+from service.store.protocol import AdapterTier, DocumentStore, Leases, Readiness
 from service.store.record import EncodeSummary
 from service.tracing import Tracer
 
@@ -53,6 +54,7 @@ class EncodeQueue:
         thread: ModelThread,
         documents: DocumentStore,
         adapters: AdapterTier,
+        leases: Leases,
         limit: int,
         adapter_ttl: int | None,
         metrics: Metrics,
@@ -64,6 +66,7 @@ class EncodeQueue:
             thread: runs the encodes.
             documents: has the texts, and learns how each encode went.
             adapters: keeps the results.
+            leases: tell which documents other replicas encode.
             limit: most documents that may wait.
             adapter_ttl: seconds an adapter is kept; None: for ever.
             metrics: where encodes are counted.
@@ -72,6 +75,7 @@ class EncodeQueue:
         self._thread = thread
         self._documents = documents
         self._adapters = adapters
+        self._leases = leases
         self._limit = limit
         self._adapter_ttl = adapter_ttl
         self._metrics = metrics
@@ -79,6 +83,8 @@ class EncodeQueue:
         self._flights: dict[str, Flight] = {}
         self._waiting: deque[Flight] = deque()
         self._flying: list[Flight] = []
+        # Other replicas encode these: they take no place here, until `settle` or `take_back`.
+        self._elsewhere: dict[str, Flight] = {}
         self._promised = 0
         self._arrived = asyncio.Event()
         self._mean_seconds = _FIRST_ENCODE_SECONDS
@@ -125,6 +131,7 @@ class EncodeQueue:
             else:
                 self._waiting.append(flight)
             self._arrived.set()
+        flight.again = flight.again or again
         return flight
 
     def find(self, document_id: str) -> Flight | None:
@@ -133,13 +140,51 @@ class EncodeQueue:
 
     @property
     def running(self) -> int:
-        """Documents whose encode the model has begun."""
-        return sum(flight.progress is not None for flight in self._flying)
+        """Documents whose encode has begun, here or elsewhere."""
+        return sum(flight.progress is not None for flight in self._flights.values())
 
     @property
     def _not_begun(self) -> list[Flight]:
         """Those that wait, here or for the model thread."""
         return [*(flight for flight in self._flying if flight.progress is None), *self._waiting]
+
+    @property
+    def not_here(self) -> set[str]:
+        """Documents that wait, or that other replicas encode."""
+        return {flight.document_id for flight in self._waiting}.union(self._elsewhere)
+
+    @property
+    def elsewhere(self) -> set[str]:
+        """Documents that other replicas encode."""
+        return set(self._elsewhere)
+
+    def follow(self, document_id: str, progress: EncodeProgress) -> None:
+        """Another replica encodes the document and is that far."""
+        flight = self._flights.get(document_id)
+        if flight is not None and self._put_aside(flight):
+            flight.update(progress)
+
+    def settle(self, document_id: str) -> None:
+        """Another replica's encode of the document has ended: the store knows how it went."""
+        flight = self._flights.get(document_id)
+        if flight is not None and self._put_aside(flight):
+            del self._elsewhere[document_id]
+            self._end(flight)
+
+    def take_back(self, document_id: str) -> None:
+        """The replica that encoded the document does so no more: it is anyone's again, and goes first."""
+        flight = self._elsewhere.pop(document_id, None)
+        if flight is not None:
+            flight.progress = None
+            self._waiting.appendleft(flight)
+            self._arrived.set()
+
+    def _put_aside(self, flight: Flight) -> bool:
+        """Whether another replica may have the flight; then it waits no more."""
+        if flight in self._waiting:
+            self._waiting.remove(flight)
+            self._elsewhere[flight.document_id] = flight
+        return flight.document_id in self._elsewhere
 
     def retry_after(self, document_id: str) -> int:
         """Seconds after which a document that waits or is being encoded is likely to be ready."""
@@ -159,7 +204,8 @@ class EncodeQueue:
         if flight is None:
             return
         if flight.task is None:
-            self._waiting.remove(flight)
+            self._put_aside(flight)
+            self._elsewhere.pop(document_id, None)
         else:
             flight.task.cancel()
         self._end(flight)
@@ -191,10 +237,21 @@ class EncodeQueue:
         self._arrived.set()
 
     async def _fly(self, flight: Flight) -> None:
-        """Encode one document, and let the store know how it went."""
+        """Encode one document, unless another replica does."""
         structlog.contextvars.bind_contextvars(document_id=flight.document_id)
         if flight.request_id is not None:
             structlog.contextvars.bind_contextvars(request_id=flight.request_id)
+        claim = await self._persist(lambda: self._leases.take(flight.document_id, lambda: _lose(flight)))
+        if claim == "elsewhere":
+            flight.task = None
+            self._elsewhere[flight.document_id] = flight
+        elif claim == "over":
+            self._end(flight)
+        else:
+            await self._encode_and_keep(flight)
+
+    async def _encode_and_keep(self, flight: Flight) -> None:
+        """Encode one document, and let the store know how it went."""
         started = time.monotonic()
         outcome = "cancelled"
         try:
@@ -208,9 +265,9 @@ class EncodeQueue:
                 self._last_ready_at = now
                 outcome = "ready"
         except asyncio.CancelledError:
-            outcome = "handed back" if self.closed else "cancelled"
+            outcome = "handed back" if self.closed or flight.lost else "cancelled"
             raise
-        except NotReady:
+        except (NotReady, LeaseLost):
             outcome = "handed back"
         except Exception as error:  # noqa: BLE001 - this document's, whatever it is
             outcome = "failed"
@@ -223,6 +280,7 @@ class EncodeQueue:
             attributes = {"perk.document_id": flight.document_id, "perk.outcome": outcome}
             self._tracer.add("encode", started, ended, flight.origin, attributes)
             _log.info("encode ended", outcome=outcome, seconds=round(ended - started, 3))
+            await self._leases.release(flight.document_id)
 
     async def _encode(self, flight: Flight) -> EncodedDocument | None:
         """None where the document has been deleted."""
@@ -238,13 +296,17 @@ class EncodeQueue:
         def update(progress: EncodeProgress) -> None:
             if flight.progress is None:
                 self._metrics.wait_seconds.labels("encode").observe(time.monotonic() - flight.created_at)
-            flight.update(progress)
+            self._tell(flight, progress)
 
         def report(progress: EncodeProgress) -> None:
             loop.call_soon_threadsafe(update, progress)
 
         (encoded,) = await self._thread.encode([text], report, owner=record.owner)
         return encoded
+
+    def _tell(self, flight: Flight, progress: EncodeProgress) -> None:
+        flight.update(progress)
+        self._leases.tell(flight.document_id, asdict(progress))
 
     async def _keep(self, document_id: str, encoded: EncodedDocument) -> None:
         await self._persist(lambda: self._adapters.put(document_id, encoded.adapter))
@@ -289,6 +351,12 @@ class EncodeQueue:
         if self._flights.get(flight.document_id) is flight:
             del self._flights[flight.document_id]
         flight.end()
+
+
+def _lose(flight: Flight) -> None:
+    flight.lost = True
+    if flight.task is not None:
+        flight.task.cancel()
 
 
 def _bounded(seconds: float) -> int:

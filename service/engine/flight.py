@@ -22,6 +22,7 @@ class Flight:
         again: it had an adapter before, which is gone: questions wait for it instead of being turned away.
         progress: None until the model has begun.
         task: runs it, once its turn has come.
+        lost: another replica has taken it over meanwhile.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Flight:
         self.again = again
         self.progress: EncodeProgress | None = None
         self.task: asyncio.Task[None] | None = None
+        self.lost = False
         self._begun_at = 0.0
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
