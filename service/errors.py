@@ -10,6 +10,7 @@ __all__ = [
     "DocumentNotFound",
     "DocumentNotReady",
     "ExtractionFailed",
+    "LeaseLost",
     "LoadFailed",
     "NotReady",
     "QueueFull",
@@ -17,6 +18,7 @@ __all__ = [
     "ServiceError",
     "StorageFull",
     "StoreError",
+    "StoreUnavailable",
     "TokensSpent",
     "TooManyDocuments",
     "TooManyTokens",
@@ -158,6 +160,17 @@ class TooManyTokens(ServiceError):
 
 class StoreError(ServiceError):
     """The store cannot be read or written."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached just now; it will be, without anyone's doing."""
+
+
+class LeaseLost(ServiceError):
+    """Another replica encodes the document, or has done so."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"document {document_id} is encoded by another replica")
 
 
 class StorageFull(StoreError):

@@ -89,6 +89,8 @@ class Metrics:
         self.redis_up = self._gauge("redis_up", "Whether Redis answers; not a number where none is used.")
         self.redis_up.set(math.nan)
         self.redis_errors = self._counter("redis_errors", "Commands that Redis did not answer as it should.", "reason")
+        self.outbox_documents = self._gauge("outbox_documents", "Documents on this replica's disk that wait for Redis.")
+        self.leases_lost = self._counter("leases_lost", "Encodes that another replica has taken over.")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"perk_{name}", text, labels, registry=self.registry)

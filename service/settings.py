@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from platformdirs import user_data_path
-from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis.asyncio.connection import parse_url
 
 from service.keys import ApiKey, Limits, read_keys
+from service.store.adapter_format import FormatName
 
 __all__ = ["Settings", "SettingsError", "describe_settings", "load_settings"]
 
@@ -51,7 +53,12 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("perk"), description="where documents and adapters are kept"
     )
-    redis_url: str | None = Field(None, description="leave unset: the embedded store is the only one so far")
+    redis_url: SecretStr | None = Field(
+        None, description="Redis that replicas share, such as redis://host:6379/0; unset: the embedded store"
+    )
+    adapter_format: FormatName | None = Field(
+        None, description="how adapters are written: float32, bf16 or int8-delta; unset: bf16 in Redis, else float32"
+    )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         (), description="keys that clients may send, between commas, or @ and a JSON file of them; unset: open to all"
     )
@@ -74,7 +81,9 @@ class Settings(BaseSettings):
         ByteSize(512 * _MIB), ge=64 * _MIB, description="memory for reading the text of one uploaded file"
     )
     queue_limit: int = Field(64, ge=1, description="most documents, and most questions, that may wait")
-    adapter_ttl: int | None = Field(None, ge=1, description="seconds that an adapter is kept; unset: for ever")
+    adapter_ttl: int | None = Field(
+        None, ge=1, description="seconds that an adapter is kept after its last use; unset: for ever"
+    )
     memory_budget: ByteSize = Field(
         ByteSize(2 * _GIB),
         ge=_MIB,
@@ -113,9 +122,13 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _no_redis_yet(cls, url: str | None) -> str | None:
+    def _redis_url_readable(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None:
-            raise ValueError("not supported yet: leave it unset for the embedded store")
+            try:
+                parse_url(url.get_secret_value())
+            except ValueError:
+                # Its own message may quote what stands in the address.
+                raise ValueError("expected an address redis://, rediss:// or unix://") from None
         return url
 
     @field_validator("api_keys", mode="before")

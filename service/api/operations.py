@@ -24,8 +24,11 @@ async def health() -> Response:
 
 @router.get("/ready", response_model=dict[str, str], responses=problems(503))
 async def ready(request: Request) -> Response:
-    """Documents can be encoded and questions answered; if not, the reason."""
-    engine_of(request).require_ready()
+    """Documents can be encoded and questions answered, if only from what is at hand; if not, the reason."""
+    engine = engine_of(request)
+    engine.require_ready()
+    if (detail := engine.degraded) is not None:
+        return JSONResponse({"status": "degraded", "detail": detail})
     return JSONResponse({"status": "ready"})
 
 

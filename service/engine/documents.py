@@ -26,6 +26,7 @@ from service.errors import (
     DocumentNotReady,
     NotReady,
     QueueFull,
+    StoreUnavailable,
     TooManyDocuments,
     TooManyTokens,
 )
@@ -42,6 +43,9 @@ _ID = re.compile(r"doc_[0-9a-f]{32}")
 _COUNT_WINDOW = 262_144
 # A question waits this long for an adapter that has to be encoded again, then its client is asked to come back.
 _AGAIN_SECONDS = 30.0
+
+# Of an adapter's time to live that may pass before its use is written down.
+_TOUCH_SHARE = 0.1
 
 
 class Documents:
@@ -62,6 +66,7 @@ class Documents:
         token_limit: int,
         waiting_limit: int,
         quotas: Quotas,
+        adapter_ttl: int | None,
         metrics: Metrics,
     ) -> None:
         """Put the parts together.
@@ -75,6 +80,7 @@ class Documents:
             token_limit: longest document.
             waiting_limit: most questions that may wait for adapters to be encoded again.
             quotas: what each tenant has used.
+            adapter_ttl: seconds that an adapter is kept after its last use; None: for ever.
             metrics: where documents are counted.
         """
         self.model_name = model.name
@@ -90,6 +96,7 @@ class Documents:
         self._quotas = quotas
         # Between counting a tenant's documents and adding one, no other is added.
         self._counting = asyncio.Lock()
+        self._adapter_ttl = adapter_ttl
         self._metrics = metrics
 
     async def take(
@@ -113,7 +120,10 @@ class Documents:
         canonical = await asyncio.to_thread(normalise, text)
         shared_id, tokens = await self._thread.call(self._measure(canonical))
         document_id = tenant.document_id(shared_id)
-        record = await self._store.find(document_id)
+        record = None
+        # Unknown is not absent; but then it is kept where the store can, and found to be the same later.
+        with suppress(StoreUnavailable):
+            record = await self._store.find(document_id)
         if record is not None and record.status != "failed":
             self._metrics.documents_received.labels("known").inc()
             return self._document(record), record.status == "ready"
@@ -207,10 +217,11 @@ class Documents:
             if self._queue.closed:
                 raise NotReady("stopping", "the service is stopping")
             document = await self.find(document_id, owner)
+            # Before whoever follows takes its time: what is encoded meanwhile must not be queued again.
+            flight = None if document.ended else self._queue.add(document.record)
             yield document
-            if document.ended:
+            if flight is None:
                 return
-            flight = self._queue.add(document_id)
             await flight.changed()
 
     async def wait(self, document_id: str, seconds: float, owner: str) -> Document:
@@ -246,10 +257,11 @@ class Documents:
                 if adapter is not None:
                     return adapter
                 await self._store.mark_queued(document_id)
-                flight = self._queue.add(document_id, again=True)
+                flight = self._queue.add(document.record, again=True)
                 self._metrics.reencodes.inc()
             else:
-                flight = self._queue.add(document_id)
+                # Another replica may have had it queued again.
+                flight = self._queue.add(document.record, again=document.record.ready_at is not None)
             if not flight.again or not await self._wait_for(flight, deadline):
                 raise DocumentNotReady(document_id, document.status, self._queue.retry_after(document_id))
 
@@ -282,14 +294,25 @@ class Documents:
         flight = None
         if record.status == "queued":
             # It has one, unless storing or deleting it was interrupted.
-            flight = self._queue.add(record.id)
+            flight = self._queue.add(record)
         return Document.of(record, flight, model=self.model_name, checkpoint=self._checkpoint_name)
 
     async def _kept_adapter(self, record: DocumentRecord) -> Tensor | None:
         if record.expires_at is not None and record.expires_at <= time.time():
             await self._adapters.drop(record.id, "expired")
             return None
-        return await self._adapters.get(record.id)
+        adapter = await self._adapters.get(record.id)
+        if adapter is not None:
+            await self._touch(record)
+        return adapter
+
+    async def _touch(self, record: DocumentRecord) -> None:
+        """An adapter lives on from its last use; written down now and then, not at every question."""
+        if self._adapter_ttl is None or record.expires_at is None:
+            return
+        expires_at = time.time() + self._adapter_ttl
+        if expires_at - record.expires_at > self._adapter_ttl * _TOUCH_SHARE:
+            await self._store.touch(record.id, expires_at)
 
     async def _wait_for(self, flight: Flight, deadline: float) -> bool:
         """Whether the flight ended in time."""

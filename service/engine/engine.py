@@ -16,12 +16,20 @@ from service.engine.encode_queue import EncodeQueue
 from service.engine.model_thread import ModelThread
 from service.engine.questions import Questions
 from service.engine.quotas import Quotas
+from service.engine.replicas import Replicas
 from service.errors import LoadFailed, NotReady, ServiceError, StoreError
 from service.logging import describe_error
 from service.metrics import Metrics
 from service.settings import Settings
+from service.store.adapter_format import AdapterFormat
+from service.store.alone import NoOtherReplica
 from service.store.disk import DataDirectory, DiskStore
 from service.store.memory import MemoryTier
+from service.store.protocol import Leases
+from service.store.redis import RedisStore
+from service.store.redis_connection import RedisConnection
+from service.store.redis_leases import RedisLeases
+from service.store.shared import SharedStore
 from service.tracing import Tracer
 
 __all__ = ["Engine", "load_perk_model"]
@@ -38,7 +46,7 @@ class _Parts:
 
     documents: Documents
     questions: Questions
-    store: DiskStore
+    store: DiskStore | SharedStore
     queue: EncodeQueue
 
 
@@ -73,6 +81,7 @@ class Engine:
             most_together=settings.encode_together,
         )
         self._directory: DataDirectory | None = None
+        self._redis: RedisConnection | None = None
         self._parts: _Parts | None = None
         self._failure: LoadFailed | None = None
         self._started = asyncio.Event()
@@ -103,10 +112,16 @@ class Engine:
         parts = self._running()
         if not self._thread.alive:
             raise NotReady("failed", "the model is not running")
-        if parts.queue.store_problem is not None:
+        if self.degraded is None and parts.queue.store_problem is not None:
             raise NotReady("store", parts.queue.store_problem)
         if not parts.store.has_space:
             raise NotReady("store", "the disk of the store has no space for another adapter")
+
+    @property
+    def degraded(self) -> str | None:
+        """What does not work while the rest does, and is found again by itself; None where all is well."""
+        store = self._running().store
+        return store.degraded if isinstance(store, SharedStore) else None
 
     @property
     def documents(self) -> Documents:
@@ -140,6 +155,8 @@ class Engine:
         await self._stopping
         if self._parts is not None:
             self._parts.store.close()
+        if self._redis is not None:
+            await self._redis.close()
         if self._directory is not None:
             self._directory.close()
 
@@ -165,21 +182,54 @@ class Engine:
     async def _open(self) -> _Parts:
         settings = self._settings
         # Before the model: what takes seconds to load is no use without a folder to work in.
-        self._directory = await asyncio.to_thread(DataDirectory, settings.data_dir)
+        is_shared = settings.redis_url is not None
+        folder = settings.data_dir / "outbox" if is_shared else settings.data_dir
+        self._directory = await asyncio.to_thread(DataDirectory, folder)
         model = await self._thread.start(partial(self._load, settings))
-        store = await asyncio.to_thread(
+        adapter_format = AdapterFormat(
+            settings.adapter_format or ("bf16" if is_shared else "float32"),
+            size=model.adapter_size,
+            fingerprint=model.fingerprint,
+            initial=model.checkpoint.tensors["initial"],
+        )
+        disk = await asyncio.to_thread(
             DiskStore,
             self._directory,
             fingerprint=model.fingerprint,
             adapter_size=model.adapter_size,
             metrics=self.metrics,
+            adapter_format=adapter_format,
         )
-        adapters = MemoryTier(store, budget=settings.memory_budget // 2, metrics=self.metrics)
+        store: DiskStore | SharedStore = disk
+        leases: Leases = NoOtherReplica()
+        redis_leases: RedisLeases | None = None
+        if settings.redis_url is not None:
+            self._redis = RedisConnection(settings.redis_url, self.metrics)
+            redis = RedisStore(
+                self._redis,
+                fingerprint=model.fingerprint,
+                adapter_format=adapter_format,
+                adapter_ttl=settings.adapter_ttl,
+                metrics=self.metrics,
+            )
+            redis_leases = RedisLeases(self._redis, redis, metrics=self.metrics)
+            store = leases = SharedStore(
+                self._redis, redis, redis_leases, disk, limit=settings.queue_limit, metrics=self.metrics
+            )
+            await store.open()
+        adapters = MemoryTier(
+            store,
+            budget=settings.memory_budget // 2,
+            metrics=self.metrics,
+            below_name="redis" if is_shared else "disk",
+        )
         queue = EncodeQueue(
             thread=self._thread,
             documents=store,
             adapters=adapters,
+            leases=leases,
             limit=settings.queue_limit,
+            together=settings.encode_together,
             adapter_ttl=settings.adapter_ttl,
             metrics=self.metrics,
             tracer=self._tracer,
@@ -193,6 +243,7 @@ class Engine:
             token_limit=settings.max_document_tokens,
             waiting_limit=settings.queue_limit,
             quotas=self.quotas,
+            adapter_ttl=settings.adapter_ttl,
             metrics=self.metrics,
         )
         questions = Questions(
@@ -203,9 +254,14 @@ class Engine:
             metrics=self.metrics,
             tracer=self._tracer,
         )
-        for document_id in await store.queued():
-            queue.add(document_id)
         self._background.append(asyncio.create_task(queue.run()))
+        if isinstance(store, SharedStore) and redis_leases is not None:
+            replicas = Replicas(store, redis_leases, queue=queue, adapters=adapters, on_deleted=questions.end_all)
+            self._background.append(asyncio.create_task(replicas.run()))
+        else:
+            for document_id in await store.queued():
+                if (record := await store.find(document_id)) is not None:
+                    queue.add(record)
         if settings.adapter_ttl is not None:
             self._background.append(asyncio.create_task(_drop_expired(documents)))
         _log.info("ready", model=model.name, checkpoint=model.checkpoint_name, fingerprint=model.fingerprint[:16])

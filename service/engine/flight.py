@@ -6,6 +6,8 @@ import asyncio
 import time
 
 from service.engine.jobs import EncodeProgress
+from service.engine.scheduler import SHORT_CHARACTERS
+from service.store.record import DocumentRecord
 from service.tracing import SpanPlace
 
 __all__ = ["Flight"]
@@ -16,24 +18,31 @@ class Flight:
 
     Attributes:
         document_id: of the document.
+        owner: of the document; owners take turns.
+        is_short: it does not wait for the end of a long one.
         created_at: when it got its place in the queue (`time.monotonic`).
         origin: the span of the request that asked for it.
         request_id: of that request, for the log.
         again: it had an adapter before, which is gone: questions wait for it instead of being turned away.
         progress: None until the model has begun.
         task: runs it, once its turn has come.
+        lost: another replica has taken it over meanwhile.
     """
 
     def __init__(
-        self, document_id: str, *, again: bool, origin: SpanPlace | None = None, request_id: str | None = None
+        self, record: DocumentRecord, *, again: bool, origin: SpanPlace | None = None, request_id: str | None = None
     ) -> None:
-        self.document_id = document_id
+        self.document_id = record.id
+        self.owner = record.owner
+        # A character has at least one byte: what is short here is so for the model's thread too.
+        self.is_short = record.bytes <= SHORT_CHARACTERS
         self.created_at = time.monotonic()
         self.origin = origin
         self.request_id = request_id
         self.again = again
         self.progress: EncodeProgress | None = None
         self.task: asyncio.Task[None] | None = None
+        self.lost = False
         self._begun_at = 0.0
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()

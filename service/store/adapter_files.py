@@ -3,63 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from pathlib import Path
 from shutil import disk_usage
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from service.errors import StorageFull, StoreError, is_disk_full
+from service.store.adapter_format import AdapterFormat, DamagedAdapter
 
-__all__ = ["AdapterFiles", "DamagedAdapter"]
+__all__ = ["AdapterFiles"]
 
 _SUFFIX = ".safetensors"
 _SCRATCH_SUFFIX = ".partial"
-_TENSOR = "adapter"
-_BYTES_PER_ELEMENT = 4
-
-
-class DamagedAdapter(StoreError):
-    """The file of an adapter is not what was written.
-
-    Attributes:
-        reason: what does not fit, a word for the metrics.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the file of an adapter is damaged: {reason}")
-        self.reason = reason
 
 
 class AdapterFiles:
     """A folder with one file a document, named by its id. May be called from any thread."""
 
-    def __init__(self, directory: Path, adapter_size: int) -> None:
+    def __init__(self, directory: Path, adapter_format: AdapterFormat) -> None:
         """Make the folder where there is none.
 
         Args:
             directory: the folder.
-            adapter_size: P, the number of elements that an adapter must have.
+            adapter_format: how adapters are written.
         """
         directory.mkdir(exist_ok=True)
         self._directory = directory
-        self._adapter_size = adapter_size
+        self._format = adapter_format
 
     @property
     def has_space(self) -> bool:
         """Whether an adapter more would fit on the disk."""
-        return disk_usage(self._directory).free >= self._adapter_size * _BYTES_PER_ELEMENT
+        return disk_usage(self._directory).free >= self._format.bytes_per_adapter
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         """Of all adapters."""
         with os.scandir(self._directory) as entries:
             count = sum(entry.name.endswith(_SUFFIX) for entry in entries)
-        return count * self._adapter_size * _BYTES_PER_ELEMENT
+        return count * self._format.bytes_per_adapter
 
     def clean(self, keep: set[str]) -> None:
         """Remove what a process that was killed has left: files half-written, or of no document in `keep`."""
@@ -67,14 +51,14 @@ class AdapterFiles:
             if path.suffix == _SCRATCH_SUFFIX or (path.suffix == _SUFFIX and path.stem not in keep):
                 path.unlink()
 
-    def write(self, document_id: str, adapter: Tensor, fingerprint: str) -> str:
+    def write(self, document_id: str, adapter: Tensor) -> str:
         """Write an adapter ``[P]``; returns the SHA-256 of the file in hex.
 
         Raises:
             StorageFull: the disk has no space left; an older file of the document stays.
             StoreError: the file cannot be written.
         """
-        content = save({_TENSOR: adapter}, metadata={"fingerprint": fingerprint})
+        content = self._format.pack(adapter)
         path = self._path(document_id)
         try:
             _write_whole(path, content)
@@ -84,8 +68,12 @@ class AdapterFiles:
             raise StoreError(f"an adapter cannot be written: {error.strerror}") from error
         return hashlib.sha256(content).hexdigest()
 
-    def read(self, document_id: str, sha256: str, fingerprint: str) -> Tensor:
-        """Read an adapter ``[P]`` and check it.
+    def read(self, document_id: str, sha256: str) -> Tensor:
+        """Read an adapter ``[P]`` and check it; raises as `read_packed` does."""
+        return self._format.unpack(self.read_packed(document_id, sha256))
+
+    def read_packed(self, document_id: str, sha256: str) -> bytes:
+        """Read an adapter as it was written, and check that it is that.
 
         Raises:
             DamagedAdapter: the file is missing or not what was written.
@@ -99,16 +87,7 @@ class AdapterFiles:
             raise StoreError(f"an adapter cannot be read: {error.strerror}") from error
         if hashlib.sha256(content).hexdigest() != sha256:
             raise DamagedAdapter("checksum")
-        try:
-            tensors = load(content)
-        except SafetensorError:
-            raise DamagedAdapter("format") from None
-        if _metadata(content).get("fingerprint") != fingerprint:
-            raise DamagedAdapter("fingerprint")
-        adapter = tensors.get(_TENSOR)
-        if adapter is None or adapter.shape != (self._adapter_size,):
-            raise DamagedAdapter("shape")
-        return adapter
+        return content
 
     def remove(self, document_id: str) -> None:
         """Remove an adapter, if there is one."""
@@ -136,10 +115,3 @@ def _write_whole(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata in the header of a safetensors file, which `load` does not give."""
-    length = int.from_bytes(content[:8], "little")
-    metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    return metadata

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from torch import Tensor
 
 from service.errors import StorageFull, StoreError
 from service.metrics import Metrics
-from service.store.adapter_files import AdapterFiles, DamagedAdapter
+from service.store.adapter_files import AdapterFiles
+from service.store.adapter_format import AdapterFormat, DamagedAdapter
 from service.store.index import DocumentIndex
 from service.store.protocol import Place, Readiness
 from service.store.record import DocumentRecord
 
 __all__ = ["DataDirectory", "DiskStore"]
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -54,18 +59,34 @@ class DiskStore:
     Documents of other fingerprints lie there unseen, and come back with their configuration.
     """
 
-    def __init__(self, directory: DataDirectory, *, fingerprint: str, adapter_size: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        directory: DataDirectory,
+        *,
+        fingerprint: str,
+        adapter_size: int,
+        metrics: Metrics,
+        adapter_format: AdapterFormat | None = None,
+    ) -> None:
         """Open the store and remove what a killed process has left half-written.
+
+        Args:
+            directory: where it lies.
+            fingerprint: of the documents that are seen.
+            adapter_size: P, the number of elements of an adapter.
+            metrics: where dropped adapters are counted.
+            adapter_format: how adapters are written; None: exactly.
 
         Raises:
             StoreError: the index is damaged or of a later release.
         """
         self._fingerprint = fingerprint
         self._metrics = metrics
+        self._format = adapter_format or AdapterFormat(size=adapter_size, fingerprint=fingerprint)
         self._index = DocumentIndex(directory.path / "documents.sqlite")
-        self._files = AdapterFiles(directory.path / "adapters", adapter_size)
+        self._files = AdapterFiles(directory.path / "adapters", self._format)
         self._files.clean(keep=self._index.ids_with_adapter())
-        metrics.tier_bytes.labels("disk").set_function(lambda: self._files.bytes)
+        metrics.tier_bytes.labels("disk").set_function(lambda: self._files.total_bytes)
 
     @property
     def has_space(self) -> bool:
@@ -88,6 +109,10 @@ class DiskStore:
     async def page(self, limit: int, after: Place | None, *, owner: str = "") -> list[DocumentRecord]:
         """As `DocumentStore.page`."""
         return await asyncio.to_thread(self._index.page, self._fingerprint, owner, limit, after)
+
+    async def ids(self) -> list[str]:
+        """Ids of all documents of this fingerprint, whoever owns them."""
+        return await asyncio.to_thread(self._index.ids, self._fingerprint)
 
     async def queued(self) -> list[str]:
         """As `DocumentStore.queued`."""
@@ -125,9 +150,17 @@ class DiskStore:
         """As `AdapterTier.get`; a damaged file is dropped and counted."""
         return await asyncio.to_thread(self._get, document_id)
 
-    async def put(self, document_id: str, adapter: Tensor) -> None:
+    async def touch(self, document_id: str, expires_at: float) -> None:
+        """As `DocumentStore.touch`."""
+        await asyncio.to_thread(self._index.touch, document_id, expires_at)
+
+    async def packed(self, document_id: str) -> bytes | None:
+        """The adapter as it is written, checked; None where there is none."""
+        return await asyncio.to_thread(self._packed, document_id)
+
+    async def put(self, document_id: str, adapter: Tensor) -> Tensor:
         """As `AdapterTier.put`."""
-        await asyncio.to_thread(self._put, document_id, adapter)
+        return await asyncio.to_thread(self._put, document_id, adapter)
 
     async def drop(self, document_id: str, reason: str) -> None:
         """As `AdapterTier.drop`."""
@@ -149,21 +182,28 @@ class DiskStore:
         return deleted
 
     def _get(self, document_id: str) -> Tensor | None:
+        return self._read(document_id, self._files.read)
+
+    def _packed(self, document_id: str) -> bytes | None:
+        return self._read(document_id, self._files.read_packed)
+
+    def _read(self, document_id: str, read: Callable[[str, str], T]) -> T | None:
         sha256 = self._index.checksum(document_id)
         if sha256 is None:
             return None
         try:
-            return self._files.read(document_id, sha256, self._fingerprint)
+            return read(document_id, sha256)
         except DamagedAdapter as damage:
             _log.warning("adapter damaged", document_id=document_id, reason=damage.reason)
             self._drop(document_id, damage.reason)
             return None
 
-    def _put(self, document_id: str, adapter: Tensor) -> None:
-        sha256 = self._files.write(document_id, adapter, self._fingerprint)
+    def _put(self, document_id: str, adapter: Tensor) -> Tensor:
+        sha256 = self._files.write(document_id, adapter)
         if not self._index.set_checksum(document_id, sha256):
             # Deleted while it was being written.
             self._files.remove(document_id)
+        return self._format.settle(adapter)
 
     def _drop(self, document_id: str, reason: str) -> None:
         self._index.drop_checksum(document_id)

@@ -139,6 +139,10 @@ class DocumentIndex:
         query += " ORDER BY created_at DESC, id DESC LIMIT ?"
         return [_record(row) for row in self._read(query, *parameters, limit)]
 
+    def ids(self, fingerprint: str) -> list[str]:
+        """Ids of all documents of a fingerprint."""
+        return [row["id"] for row in self._read("SELECT id FROM documents WHERE fingerprint = ?", fingerprint)]
+
     def queued(self, fingerprint: str) -> list[str]:
         """As `DocumentStore.queued`."""
         query = "SELECT id FROM documents WHERE fingerprint = ? AND status = 'queued' ORDER BY created_at, id"
@@ -185,6 +189,14 @@ class DocumentIndex:
         """As `DocumentStore.mark_failed`."""
         with self._transaction() as connection:
             connection.execute("UPDATE documents SET status = 'failed', error = ? WHERE id = ?", (error, document_id))
+
+    def touch(self, document_id: str, expires_at: float) -> None:
+        """As `DocumentStore.touch`."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE documents SET expires_at = :at WHERE id = :id AND status = 'ready' AND expires_at < :at",
+                {"id": document_id, "at": expires_at},
+            )
 
     def delete(self, document_id: str, owner: str) -> bool:
         """Forget a document, its text and its adapter's checksum; whether its owner had it."""

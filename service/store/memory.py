@@ -16,15 +16,17 @@ __all__ = ["MemoryTier"]
 class MemoryTier:
     """An `AdapterTier` that holds the adapters used last, up to a number of bytes. One event loop owns it."""
 
-    def __init__(self, below: AdapterTier, *, budget: int, metrics: Metrics) -> None:
+    def __init__(self, below: AdapterTier, *, budget: int, metrics: Metrics, below_name: str = "disk") -> None:
         """Start empty.
 
         Args:
             below: the tier that keeps what is written and knows what is not here.
             budget: most bytes of adapters held.
             metrics: where reads, bytes and evictions are counted.
+            below_name: of the tier below, for the metrics.
         """
         self._below = below
+        self._below_name = below_name
         self._budget = budget
         self._metrics = metrics
         self._held: OrderedDict[str, Tensor] = OrderedDict()
@@ -44,15 +46,22 @@ class MemoryTier:
         # The read serves others too: a client that goes must not end it.
         return await asyncio.shield(reading)
 
-    async def put(self, document_id: str, adapter: Tensor) -> None:
+    async def put(self, document_id: str, adapter: Tensor) -> Tensor:
         """As `AdapterTier.put`."""
-        await self._below.put(document_id, adapter)
-        self._hold(document_id, adapter)
+        kept = await self._below.put(document_id, adapter)
+        # What is answered with now is what will be answered with when it has been evicted and read again.
+        self._hold(document_id, kept)
+        return kept
 
     async def drop(self, document_id: str, reason: str) -> None:
         """As `AdapterTier.drop`."""
         self.forget(document_id)
         await self._below.drop(document_id, reason)
+
+    @property
+    def held(self) -> list[str]:
+        """Ids of the documents whose adapters are here."""
+        return list(self._held)
 
     def forget(self, document_id: str) -> None:
         """Let go of an adapter here, and of a read of it that is under way; the tier below is not asked."""
@@ -69,7 +78,7 @@ class MemoryTier:
             current = self._reading.get(document_id) is asyncio.current_task()
             if current:
                 del self._reading[document_id]
-        self._metrics.adapter_reads.labels("miss" if adapter is None else "disk").inc()
+        self._metrics.adapter_reads.labels("miss" if adapter is None else self._below_name).inc()
         if adapter is not None and current:
             self._hold(document_id, adapter)
         return adapter

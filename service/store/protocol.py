@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from service.store.record import DocumentRecord, EncodeSummary
 
-__all__ = ["AdapterTier", "DocumentStore", "Place", "Readiness"]
+__all__ = ["AdapterTier", "Claim", "DocumentStore", "Leases", "Place", "Readiness"]
+
+
+Claim = Literal["taken", "elsewhere", "over"]
+"""Of the encode of a document: it is ours now; another replica has it, or may have; there is nothing to encode."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ class DocumentStore(Protocol):
     async def mark_failed(self, document_id: str, error: str) -> None:
         """The document could not be encoded."""
 
+    async def touch(self, document_id: str, expires_at: float) -> None:
+        """The adapter of the document was used, and is kept until `expires_at` if it would have gone before."""
+
     async def delete(self, document_id: str, *, owner: str = "") -> bool:
         """Forget record, text and adapter, under whatever fingerprint; whether `owner` had such a document."""
 
@@ -85,8 +93,26 @@ class AdapterTier(Protocol):
     async def get(self, document_id: str) -> Tensor | None:
         """The adapter, checked; None where there is none (any more)."""
 
-    async def put(self, document_id: str, adapter: Tensor) -> None:
-        """Keep an adapter; without effect where the document is gone."""
+    async def put(self, document_id: str, adapter: Tensor) -> Tensor:
+        """Keep an adapter, without effect where the document is gone; the adapter as `get` gives it from now on."""
 
     async def drop(self, document_id: str, reason: str) -> None:
         """Forget an adapter; `reason` is counted."""
+
+
+class Leases(Protocol):
+    """Who encodes which document, so that one replica does and the others follow. Raises as `DocumentStore` does."""
+
+    async def take(self, document_id: str, on_lost: Callable[[], None]) -> Claim:
+        """Try to become the one that encodes a document; renewed until `release`.
+
+        Args:
+            document_id: of a queued document.
+            on_lost: called, once at most, when another replica has taken it over.
+        """
+
+    async def release(self, document_id: str) -> None:
+        """Let others have the document; without effect where the lease is not ours. Never raises."""
+
+    def tell(self, document_id: str, progress: Mapping[str, Any]) -> None:
+        """Let other replicas know how far the encode of a document is, soon and at no cost to the caller."""

@@ -42,7 +42,7 @@ class DocumentRecord:
         tokens: of the text.
         created_at: Unix time in seconds.
         segments: that the text was cut into, once ready.
-        ready_at: Unix time in seconds, once ready.
+        ready_at: Unix time in seconds, once ready; the shared store keeps it while the document is encoded again.
         expires_at: Unix time in seconds after which the adapter is dropped; None: never.
         encode: summary, once ready.
         error: why it failed.

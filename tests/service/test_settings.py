@@ -90,7 +90,7 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value:
     assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["redis://user:password@host", "first-key,,second-key", "first key"])
+@pytest.mark.parametrize("value", ["redis+no://user:password@host", "first-key,,second-key", "first key"])
 def test_a_bad_secret_is_named_but_not_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     name = "PERK_REDIS_URL" if value.startswith("redis") else "PERK_API_KEYS"
     monkeypatch.setenv(name, value)

@@ -389,8 +389,9 @@ class CountingTier:
         await self.gate.wait()
         return adapter
 
-    async def put(self, document_id: str, adapter: Tensor) -> None:
+    async def put(self, document_id: str, adapter: Tensor) -> Tensor:
         self.adapters[document_id] = adapter
+        return adapter
 
     async def drop(self, document_id: str, reason: str) -> None:
         assert reason
