@@ -25,6 +25,7 @@ application = typer.Typer(add_completion=False, no_args_is_help=True, help="Meta
 
 class _Method(StrEnum):
     perk = "perk"
+    ft_icr = "ft-icr"
     in_context = "in-context"
     retrieval = "retrieval"
     base = "base"
