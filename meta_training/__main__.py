@@ -25,6 +25,7 @@ application = typer.Typer(add_completion=False, no_args_is_help=True, help="Meta
 
 class _Method(StrEnum):
     perk = "perk"
+    ft_icr = "ft-icr"
     in_context = "in-context"
     retrieval = "retrieval"
     base = "base"
@@ -77,7 +78,10 @@ def make_data_command(
     position: Annotated[float | None, typer.Option(help="Place of the relevant passage, 0 to 1.")] = None,
     records: Annotated[int | None, typer.Option(min=1, help="Exact number of students of a register.")] = None,
     questions: Annotated[
-        int | None, typer.Option(min=1, help="Most questions of a register or a key-value list.")
+        int | None, typer.Option(min=1, help="Most questions of a document, where the task has such a limit.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a question set, instead of the published one.")
     ] = None,
     split: Annotated[_Split, typer.Option(help="dev is never trained on.")] = _Split.dev,
     base: Annotated[str, typer.Option(help="Base model whose tokeniser counts the tokens.")] = DEFAULT_BASE,
@@ -92,6 +96,7 @@ def make_data_command(
         position=position,
         records=records,
         questions=questions,
+        source=source,
         split=split.value,
         base=base,
     )

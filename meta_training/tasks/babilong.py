@@ -15,7 +15,7 @@ from typing import Literal
 
 from meta_training.document import Document, Question
 from meta_training.tasks.babi_stories import Asked, read_stories
-from meta_training.tasks.background import Background
+from meta_training.tasks.background import Background, as_passages
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.students import FIRST_NAMES
 from meta_training.tasks.task import CountTokens, Split
@@ -27,7 +27,6 @@ __all__ = ["BabiLong"]
 Kind = Literal["events", "raw"]
 
 _DEV_SHARE = 0.1
-_PASSAGE_WORDS = 220
 # Sentences of a passage that has facts among them.
 _INLINE = 12
 
@@ -162,7 +161,7 @@ def _numbered(facts: tuple[str, ...]) -> list[str]:
 
 def _hidden(rng: random.Random, lines: list[str], prose: list[str], *, inline: bool) -> str:
     """Facts, in the order given, at random places of the prose."""
-    parts = list(prose) if inline else _passages(prose, len(lines) + 1)
+    parts = list(prose) if inline else as_passages(prose, least=len(lines) + 1)
     places = sorted(rng.randint(0, len(parts)) for _ in lines)
     # From the end, so that the places before stay what they were.
     for place, line in zip(reversed(places), reversed(lines), strict=True):
@@ -174,26 +173,10 @@ def _hidden(rng: random.Random, lines: list[str], prose: list[str], *, inline: b
 
 def _placed(lines: list[str], placed: Sequence[int], prose: list[str], position: float) -> str:
     """The facts `placed` together at `position` of the prose; the others spread evenly."""
-    passages = _passages(prose, len(lines) + 1)
+    passages = as_passages(prose, least=len(lines) + 1)
     others = [line for index, line in enumerate(lines) if index not in placed]
     for number, line in enumerate(others):
         passages.insert(round((number + 1) * len(passages) / (len(others) + 1)), line)
     at = round(position * len(passages))
     passages[at:at] = [lines[index] for index in placed]
     return "\n".join(passages)
-
-
-def _passages(prose: list[str], least: int) -> list[str]:
-    """Whole sentences joined to passages of about 220 words, or of fewer where there would not be `least` of them."""
-    words = sum(len(sentence.split()) for sentence in prose)
-    size = min(_PASSAGE_WORDS, max(words // least, 1))
-    passages: list[str] = []
-    current: list[str] = []
-    for sentence in prose:
-        current.append(sentence)
-        if sum(len(s.split()) for s in current) >= size:
-            passages.append(" ".join(current))
-            current = []
-    if current:
-        passages.append(" ".join(current))
-    return passages
