@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from perk.answer import Answer, Answering, AnswerRequest
@@ -19,7 +20,7 @@ from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
 from perk.segments import Segment, normalise, split_segments
 
-__all__ = ["PerkModel"]
+__all__ = ["PerkModel", "configuration_fingerprint"]
 
 # Raised whenever the same text and checkpoint would give another adapter than before.
 _METHOD_VERSION = 1
@@ -30,6 +31,18 @@ _DEFAULT_BUDGET = 2 * 1024**3
 _MIN_SLICE = 256
 # Larger micro-batches gain nothing once matrix products are full, but make a slice longer for those who wait.
 _MAX_SLICE = 512
+
+
+def configuration_fingerprint(base: BaseModel, checkpoint: Checkpoint, dtype: torch.dtype) -> str:
+    """Hex digest over all that determines an adapter besides its text.
+
+    Args:
+        base: of which the weights count as they are stored.
+        checkpoint: its settings and tensors.
+        dtype: that the base computes in.
+    """
+    identity = f"{_METHOD_VERSION};{base.fingerprint};{checkpoint.fingerprint};{dtype}"
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 class PerkModel:
@@ -54,8 +67,7 @@ class PerkModel:
             self.weighting.to(base.device, base.dtype).requires_grad_(False)
         self._initial = checkpoint.tensors["initial"].to(base.device)
         self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
-        identity = f"{_METHOD_VERSION};{base.fingerprint};{checkpoint.fingerprint};{base.dtype}"
-        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        self.fingerprint = configuration_fingerprint(base, checkpoint, base.dtype)
 
     @classmethod
     def load(
