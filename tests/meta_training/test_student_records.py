@@ -158,6 +158,20 @@ def test_a_position_is_refused_where_a_question_is_about_several_students(count_
         task.draw(random.Random(0), tokens=100, position=0.5)
 
 
+def test_near_numbers_share_their_first_digits_with_another(count_words: CountTokens) -> None:
+    task = StudentRecords(split="train", count_tokens=count_words, records=40, near_share=1.0)
+    document = task.draw(random.Random(0), tokens=1)
+    numbers = [line[len("Student <") : len("Student <") + 7] for line in str(document.context).splitlines()]
+    assert len(set(numbers)) == 40
+    assert len({number[:2] for number in numbers}) == 1
+    assert len({number[:5] for number in numbers}) > 1
+
+
+def test_a_share_of_near_numbers_out_of_range_is_refused(count_words: CountTokens) -> None:
+    with pytest.raises(InvalidInput, match=r"near_share: got 1.5, expected from 0 to 1"):
+        StudentRecords(split="train", count_tokens=count_words, near_share=1.5)
+
+
 @pytest.mark.parametrize(
     ("kinds", "questions", "records", "message"),
     [
