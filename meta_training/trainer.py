@@ -348,8 +348,8 @@ class Trainer:
 
 def run_training(
     config: Path, overrides: Sequence[str] = (), *, resume: bool = False, start: Checkpoint | None = None
-) -> None:
-    """Meta-train as a configuration file says, see `read_settings`.
+) -> int:
+    """Meta-train as a configuration file says, see `read_settings`; returns the outer steps done when it ended.
 
     Args:
         config: the YAML file.
@@ -372,6 +372,7 @@ def run_training(
     elif start is not None:
         trainer.start_from(start)
     trainer.run()
+    return trainer.step
 
 
 def _optimiser(meta: MetaParameters, outer: OuterSettings, *, in_context: bool) -> torch.optim.AdamW:
