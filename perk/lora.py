@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kernels import lora_linear
+from kernels.dispatch import is_differentiated
 from perk.base_model import BaseModel
 from perk.errors import BaseModelError, InvalidInput
+from perk.merged_layers import FrozenLayers, MergedLayers, can_run
 from perk.packed_linear import PackedLinear, can_pack
 from perk.settings import LoraSettings
 
@@ -25,6 +28,9 @@ __all__ = ["AdaptedModel", "AdapterLayout", "LoraLinear", "export_peft"]
 
 # Values of ``model_type`` in a base's configuration.
 _FAMILIES = ("gpt2", "llama", "qwen2")
+
+# Numbers that a token needs in a pass through the modules, in units of H · (adapted layers), measured and rounded up.
+_ACTIVATIONS_PER_TOKEN = 40
 
 
 class LoraLinear(nn.Module):
@@ -122,6 +128,7 @@ class AdaptedModel:
         self.settings = settings
         _require_supported(base)
         layers_name, layers = _decoder_layers(base.backbone)
+        self._all_layers = layers
         self._head: PackedLinear | None = None
         self._packed: list[PackedLinear] = []
         if settings.first_layer >= len(layers):
@@ -142,6 +149,11 @@ class AdaptedModel:
         )
         self.lower = _cut(base.backbone, layers_name, layers[: settings.first_layer], upper=False)
         self.upper = _cut(base.backbone, layers_name, layers[settings.first_layer :], upper=True)
+        self._lower_layers: FrozenLayers | None = None
+        self._upper_layers: FrozenLayers | None = None
+        if can_run(base):
+            self._lower_layers = FrozenLayers(base, list(layers)[: settings.first_layer])
+            self._upper_layers = FrozenLayers(base, list(layers)[settings.first_layer :])
 
     @contextmanager
     def bind(self, theta: Tensor | None, *, gradient: Tensor | None = None) -> Iterator[None]:
@@ -184,13 +196,58 @@ class AdaptedModel:
         """Logits ``[R, V]`` of last hidden states ``[R, H]``, when decoding."""
         return states @ self.base.head.T if self._head is None else self._head(states)
 
+    @property
+    def merged_bytes(self) -> int | None:
+        """Bytes of the weights that `start_merging` reserves; None where it cannot be used."""
+        return None if self._upper_layers is None else self._upper_layers.weight_bytes
+
+    def merges(self, documents: int, limit: int) -> bool:
+        """Whether encoding so many documents together merges the adapter, where `limit` bytes may be kept for it."""
+        return documents == 1 and self.merged_bytes is not None and self.merged_bytes <= limit
+
+    def activation_bytes(self, *, merged: bool) -> int:
+        """Bytes that a step of encoding takes for each token of a micro-batch, rounded up."""
+        if merged and self._upper_layers is not None:
+            numbers = self._upper_layers.kept_numbers + self._upper_layers.passing_numbers
+        else:
+            layers = len(self._all_layers) - self.settings.first_layer
+            numbers = self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN
+        return numbers * self.base.dtype.itemsize
+
+    def start_merging(self) -> MergedLayers:
+        """The upper layers for the first-order passes of one document, its adapter merged into a copy of the weights.
+
+        Raises:
+            RuntimeError: `merged_bytes` is None.
+        """
+        if self._upper_layers is None:
+            raise RuntimeError(f"base {self.base.name!r}: adapters cannot be merged for passes")
+        layers_name, layers = _decoder_layers(self.base.backbone)
+        prefix = f"{self.base.model.base_model_prefix}.{layers_name}"
+        paths = [f"{prefix}.{index}" for index in range(self.settings.first_layer, len(layers))]
+        return MergedLayers(self._upper_layers, paths, self.layout, self.settings.scale)
+
+    def merged_states(self, merged: MergedLayers, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
+        """`upper_states` through merged layers; the backward pass adds to `gradient` ``[1, P]``."""
+        norm: nn.Module = self.base.backbone.get_submodule("norm")
+        last: Tensor = norm(merged.run(states, theta, gradient))
+        return last
+
     def lower_states(self, ids: Tensor) -> Tensor:
         """Input of the first adapted layer, ``[B, T, H]``, for token ids ``[B, T]``; independent of any adapter."""
+        if self._lower_layers is not None:
+            embed: Any = self.base.model.get_input_embeddings()
+            return self._lower_layers.run(embed(ids))
         states: Tensor = self.lower(input_ids=ids, use_cache=False).last_hidden_state
         return states
 
     def upper_states(self, states: Tensor) -> Tensor:
         """Last hidden states ``[B, T, H]`` from the input of the first adapted layer."""
+        bound = any(linear.adapter is not None for linear in self._linears.values())
+        if self._upper_layers is not None and not bound and not is_differentiated(states):
+            norm: nn.Module = self.base.backbone.get_submodule("norm")
+            unadapted: Tensor = norm(self._upper_layers.run(states))
+            return unadapted
         last: Tensor = self.upper(inputs_embeds=states, use_cache=False).last_hidden_state
         return last
 
