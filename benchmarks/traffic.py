@@ -234,6 +234,14 @@ def _extend(trace: Trace, head: Tensor, block_bytes: int, shares: int, blocks: i
         launch[number] = longer + program[-3:]
 
 
+def _write(path: Path, rows: list[Row]) -> None:
+    """After each row: counting all takes long, and what has been counted shall not be lost."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
 def main() -> int:
     """The command line; returns the exit status: 1 if a case moves more than 1.15 of its floor."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description="Count bytes of Triton kernels.")
@@ -249,12 +257,9 @@ def main() -> int:
             continue
         row = measure(case)
         rows.append(row)
+        if arguments.csv:
+            _write(arguments.csv, rows)
         print(json.dumps(asdict(row)) if arguments.json else "  ".join(map(str, asdict(row).values())), flush=True)
-    if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
     return int(any(row.dram_to_floor > 1.15 for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""Token-weighted negative log-likelihood under a frozen head, and its two derivatives, made in blocks of tokens and of words."""
+"""Token-weighted negative log-likelihood under a frozen head and its derivatives, in blocks of tokens and words."""
 
 from __future__ import annotations
 
