@@ -29,7 +29,8 @@ from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record
 from kernels import adamw_update, lora_linear, rms_update, weighted_cross_entropy
 from kernels.dispatch import capability
 from kernels.model_shapes import MODEL_SHAPES, ModelShape
-from kernels.triton_ops.weighted_cross_entropy import choose_blocks
+from kernels.triton_ops.programs import PROGRAMS
+from kernels.triton_ops.vocabulary_plan import choose_blocks
 
 __all__ = ["H100", "Case", "Row", "measure", "traffic_cases"]
 
@@ -190,7 +191,7 @@ def _head_case(shape: ModelShape, tokens: int, vocabulary: int) -> Case:
     weights = torch.ones(1, tokens, dtype=torch.bfloat16)
     x, w, logits = tokens * shape.hidden, head.numel(), tokens * vocabulary
     block = choose_blocks(torch.bfloat16, capability(head.device), tangents=False)
-    shares = max(1, 128 // -(-tokens // block.tokens))
+    shares = max(1, PROGRAMS // -(-tokens // block.tokens))
     block_bytes = block.vocabulary * shape.hidden * head.itemsize
     part = head[: shares * _RECORDED * block.vocabulary]
     blocks = -(-vocabulary // (block.vocabulary * shares))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from kernels import lora_linear
-from kernels.dispatch import is_differentiated
+from kernels import RowAdapters, lora_linear, multi_adapter
+from kernels.dispatch import is_differentiated, use_triton
 from perk.base_model import BaseModel
 from perk.errors import BaseModelError, InvalidInput
 from perk.merged_layers import FrozenLayers, MergedLayers, can_run
@@ -50,6 +50,8 @@ class LoraLinear(nn.Module):
         # Where the gradients of A and B are added to; None: autograd hands them on.
         self.gradients: tuple[Tensor, Tensor] | None = None
         self.packed: PackedLinear | None = None
+        # When decoding in Triton: where each row's adapter lies.
+        self.rows: RowAdapters | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -61,7 +63,7 @@ class LoraLinear(nn.Module):
         """``[D·S, T, in]`` to ``[D·S, T, out]``."""
         if self.adapter is None:
             unchanged: Tensor = self.frozen(x) if self.packed is None else self.packed(x)
-            return unchanged
+            return unchanged if self.rows is None else multi_adapter(unchanged, x, self.rows)
         a, b = self.adapter
         documents = a.shape[0]
         flat = x.reshape(documents, -1, x.shape[-1])
@@ -173,6 +175,31 @@ class AdaptedModel:
         finally:
             for linear in linears:
                 linear.adapter = linear.gradients = None
+
+    @contextmanager
+    def bind_rows(self, theta: Tensor | None, adapted: Sequence[bool]) -> Iterator[None]:
+        """Use adapters ``[R, P]`` (or none), one a row, in forward passes that decode R rows.
+
+        In Triton a row that is not `adapted` has rank 0 and costs nothing; else its adapter must be zeros.
+        """
+        if theta is None or not use_triton(theta):
+            with self.bind(theta):
+                yield
+            return
+        rows, size = theta.shape
+        device, rank = theta.device, self.settings.rank
+        ranks = torch.tensor([rank if has_one else 0 for has_one in adapted], dtype=torch.int32, device=device)
+        scales = torch.full((rows,), self.settings.scale, device=device)
+        offsets = torch.tensor([0, *accumulate(self.layout.sizes)][:-1], device=device)
+        starts = offsets[:, None] + size * torch.arange(rows, device=device)
+        buffer = theta.view(-1)
+        for index, linear in enumerate(self._linears.values()):
+            linear.rows = RowAdapters(buffer, starts[2 * index], starts[2 * index + 1], ranks, scales, rank)
+        try:
+            yield
+        finally:
+            for linear in self._linears.values():
+                linear.rows = None
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
