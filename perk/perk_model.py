@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from perk.answer import Answer, Answering, AnswerRequest
 from perk.answer_batch import AnswerBatch
 from perk.base_model import BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, load_checkpoint
-from perk.errors import InvalidInput
+from perk.errors import CheckpointError, InvalidInput
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
 from perk.segments import Segment, normalise, split_segments
 
-__all__ = ["PerkModel"]
+__all__ = ["PerkModel", "configuration_fingerprint"]
 
 # Raised whenever the same text and checkpoint would give another adapter than before.
 _METHOD_VERSION = 1
@@ -30,6 +31,18 @@ _DEFAULT_BUDGET = 2 * 1024**3
 _MIN_SLICE = 256
 # Larger micro-batches gain nothing once matrix products are full, but make a slice longer for those who wait.
 _MAX_SLICE = 512
+
+
+def configuration_fingerprint(base: BaseModel, checkpoint: Checkpoint, dtype: torch.dtype) -> str:
+    """Hex digest over all that determines an adapter besides its text.
+
+    Args:
+        base: of which the weights count as they are stored.
+        checkpoint: its settings and tensors.
+        dtype: that the base computes in.
+    """
+    identity = f"{_METHOD_VERSION};{base.fingerprint};{checkpoint.fingerprint};{dtype}"
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 class PerkModel:
@@ -54,8 +67,7 @@ class PerkModel:
             self.weighting.to(base.device, base.dtype).requires_grad_(False)
         self._initial = checkpoint.tensors["initial"].to(base.device)
         self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
-        identity = f"{_METHOD_VERSION};{base.fingerprint};{checkpoint.fingerprint};{base.dtype}"
-        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        self.fingerprint = configuration_fingerprint(base, checkpoint, base.dtype)
 
     @classmethod
     def load(
@@ -64,6 +76,7 @@ class PerkModel:
         *,
         device: str = "auto",
         base: str | None = None,
+        in_context: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> PerkModel:
         """Load a checkpoint and the base it names.
@@ -72,9 +85,18 @@ class PerkModel:
             checkpoint: folder, or the name of a shipped one.
             device: ``auto``, ``cpu`` or ``cuda``.
             base: hub id or folder to take instead of the one that the checkpoint names (it must hold the same weights).
+            in_context: expect an adapter that answers with the document in its prompt, which encodes nothing.
             report: called with a line of text when a long step starts.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read, or is of the other kind.
         """
         loaded = load_checkpoint(checkpoint)
+        if loaded.settings.in_context != in_context:
+            kinds = {True: "answers with the document in its prompt (ft-icr)", False: "encodes documents (perk)"}
+            raise CheckpointError(
+                f"checkpoint {loaded.name!r} {kinds[loaded.settings.in_context]}; expected one that {kinds[in_context]}"
+            )
         source = base or loaded.settings.base.source
         model = load_base_model(source, device=device, report=report)
         use_liger(model)
@@ -89,6 +111,11 @@ class PerkModel:
     def checkpoint_name(self) -> str:
         """Name of the checkpoint."""
         return self.checkpoint.name
+
+    @property
+    def initial(self) -> Tensor:
+        """The checkpoint's adapter before a document is written into it, ``[P]``, on the CPU."""
+        return self.checkpoint.tensors["initial"]
 
     @property
     def adapter_size(self) -> int:

@@ -21,7 +21,18 @@ _PREFIX = "PERK_"
 _ENV_FILE = ".env"
 
 # Read from the environment by other packages and by the command-line client; no business of the service.
-_NAMES_OF_OTHERS = frozenset({"PERK_CACHE_DIR", "PERK_DATA_ROOT", "PERK_KERNELS", "PERK_API_KEY", "PERK_SERVER"})
+_NAMES_OF_OTHERS = frozenset(
+    {
+        "PERK_CACHE_DIR",
+        "PERK_DATA_ROOT",
+        "PERK_KERNELS",
+        "PERK_API_KEY",
+        "PERK_SERVER",
+        "PERK_VLLM_DIR",
+        "PERK_VLLM_MAX_LORA_RANK",
+        "PERK_VLLM_OWNER",
+    }
+)
 
 _MIB = 1024**2
 _GIB = 1024**3

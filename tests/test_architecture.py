@@ -41,6 +41,8 @@ def test_imports_go_one_way() -> None:
         ("perk/scoring.py", "import service"),
         ("meta_training/__init__.py", "import service"),
         ("service/__init__.py", "import meta_training"),
+        ("service/__init__.py", "import deploy"),
+        ("deploy/__init__.py", "import meta_training"),
         ("kernels/__init__.py", "import perk"),
         ("kernels/__init__.py", "import transformers"),
         ("perk/scoring.py", "import fastapi"),
@@ -48,7 +50,7 @@ def test_imports_go_one_way() -> None:
 )
 def test_an_import_against_the_arrows_is_found(file: str, line: str, tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    for package in ("kernels", "perk", "meta_training", "service", "benchmarks"):
+    for package in ("kernels", "perk", "meta_training", "service", "benchmarks", "deploy"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
     (tmp_path / file).write_text(f"{line}\n")

@@ -67,11 +67,15 @@ CREATE INDEX documents_by_owner ON documents (fingerprint, owner, created_at, id
 class DocumentIndex:
     """One SQLite file, one connection, one caller at a time; may be called from any thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open the file, or make it.
 
+        Args:
+            path: of the file.
+            read_only: another process writes to it, and it must be there.
+
         Raises:
-            StoreError: it is damaged, or of a later release.
+            StoreError: it is damaged, or of a later release; where it may not be written, also of an earlier one.
         """
         self._path = path
         self._lock = threading.Lock()
@@ -79,7 +83,16 @@ class DocumentIndex:
             # Transactions are ours: each `_transaction` is one.
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._connection.row_factory = sqlite3.Row
-            self._prepare()
+            if read_only:
+                self._require_this_release()
+            else:
+                self._prepare()
+
+    def _require_this_release(self) -> None:
+        self._connection.execute("PRAGMA query_only = ON")
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version != len(_UPGRADES):
+            raise StoreError(f"{self._path.name} has format {version}; this release reads {len(_UPGRADES)}")
 
     def _prepare(self) -> None:
         run = self._connection.execute

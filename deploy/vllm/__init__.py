@@ -1,0 +1,1 @@
+"""A vLLM server that answers from the adapters in our store."""
