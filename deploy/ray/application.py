@@ -52,7 +52,7 @@ def build(options: RayOptions) -> Any:
         max_ongoing_requests=_ENCODES,
         autoscaling_config=_scaling(options.encoders, ongoing=_ENCODES / 2),
         **common,
-    )(Encoder)
+    )(_DeployedEncoder)
     answerers = serve.deployment(
         name=ANSWERERS,
         max_ongoing_requests=_ANSWERS + settings.queue_limit,
@@ -74,6 +74,12 @@ def build(options: RayOptions) -> Any:
     return fronts.bind(encoders.bind(), answerers.bind())
 
 
+class _DeployedEncoder(Encoder):
+    async def __del__(self) -> None:
+        # Ray's word for the end of a replica that is not needed any more.
+        await self.stop()
+
+
 def _answerer(settings: Settings) -> type[Answerer]:
     """Answerers that tell Ray of as many adapters as they hold."""
     adapter_bytes = load_checkpoint(settings.checkpoint).tensors["initial"].nbytes
@@ -83,6 +89,9 @@ def _answerer(settings: Settings) -> type[Answerer]:
         @serve.multiplexed(max_num_models_per_replica=held)
         async def at_hand(self, document_id: str) -> str:
             return document_id
+
+        async def __del__(self) -> None:
+            await self.stop()
 
     return MultiplexedAnswerer
 

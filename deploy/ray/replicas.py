@@ -55,8 +55,8 @@ class _Replica:
         """The number of this process, and its metrics as Prometheus' text."""
         return os.getpid(), generate_latest(self._engine.metrics.registry).decode()
 
-    async def __del__(self) -> None:
-        """Ray's end of a replica that is not needed any more: what it was doing goes back to the store."""
+    async def stop(self) -> None:
+        """End what runs; what is not done goes back to the store."""
         await self._engine.stop()
         self._scratch.cleanup()
 
