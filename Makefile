@@ -14,10 +14,10 @@ MODEL := $(VENV)/.base-model
 .DEFAULT_GOAL := help
 # One install at a time, even under `make -j`.
 .NOTPARALLEL:
-.PHONY: help serve demo test lint clean
+.PHONY: help serve demo test lint clean experiment-length experiment-truncation experiment-rank
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(BASE) $(MODEL) ## start the service on http://127.0.0.1:8000
 	$(BIN)/perk serve
@@ -34,6 +34,16 @@ lint: $(TEST) ## format, style, types and the arrows between the packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Hours each, on CPU cores alone; stopped ones go on when called again. They need the training data, see docs/guide.md.
+experiment-length: $(TEST) $(MODEL) ## train on short QA1 stories, score on longer ones, by method: runs/qa1-length/report.md
+	$(BIN)/python -m meta_training experiment meta_training/experiments/qa1-length.yaml
+
+experiment-truncation: $(TEST) $(MODEL) ## unroll 0, 1, 2 or 3 of the inner steps: runs/truncation/report.md
+	$(BIN)/python -m meta_training experiment meta_training/experiments/truncation.yaml
+
+experiment-rank: $(TEST) $(MODEL) ## adapters of rank 16 against 256: runs/rank/report.md
+	$(BIN)/python -m meta_training experiment meta_training/experiments/rank.yaml
 
 clean: ## remove the environment and everything that a run leaves in this folder
 	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

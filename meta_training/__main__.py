@@ -1,9 +1,10 @@
-"""Commands: ``python -m meta_training train | evaluate | make-data | report``."""
+"""Commands: ``python -m meta_training train | evaluate | make-data | experiment | report``."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,18 +14,20 @@ from rich.console import Console
 from rich.table import Table
 
 from meta_training.evaluate import evaluate
+from meta_training.experiment import read_experiment, run_experiment
 from meta_training.make_data import MAKEABLE_TASKS, make_data
 from meta_training.report import report
 from meta_training.trainer import run_training
 from perk.base_model import DEFAULT_BASE
 from perk.checkpoint import load_checkpoint
-from perk.errors import PerkError
+from perk.errors import InvalidInput, PerkError
 
 application = typer.Typer(add_completion=False, no_args_is_help=True, help="Meta-training of PERK checkpoints.")
 
 
 class _Method(StrEnum):
     perk = "perk"
+    ft_icr = "ft-icr"
     in_context = "in-context"
     retrieval = "retrieval"
     base = "base"
@@ -53,10 +56,16 @@ def evaluate_command(
     data: Annotated[Path, typer.Option(help="JSON Lines in the exchange format.")],
     method: Annotated[_Method, typer.Option(help="Who answers.")] = _Method.perk,
     limit: Annotated[int | None, typer.Option(min=1, help="Most documents.")] = None,
+    position: Annotated[float | None, typer.Option(help="Of the needle, as the data were made; for report.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="name=value by which report tells ablations apart.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score a checkpoint on questions about documents."""
+    marks = {"position": position, "ablation": _read_tags(tags or ())}
     scores = evaluate(checkpoint, data, method=method.value, limit=limit)
+    scores |= {name: value for name, value in marks.items() if value not in (None, {})}
     if as_json:
         print(json.dumps(scores))
         return
@@ -77,7 +86,10 @@ def make_data_command(
     position: Annotated[float | None, typer.Option(help="Place of the relevant passage, 0 to 1.")] = None,
     records: Annotated[int | None, typer.Option(min=1, help="Exact number of students of a register.")] = None,
     questions: Annotated[
-        int | None, typer.Option(min=1, help="Most questions of a register or a key-value list.")
+        int | None, typer.Option(min=1, help="Most questions of a document, where the task has such a limit.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a question set, instead of the published one.")
     ] = None,
     split: Annotated[_Split, typer.Option(help="dev is never trained on.")] = _Split.dev,
     base: Annotated[str, typer.Option(help="Base model whose tokeniser counts the tokens.")] = DEFAULT_BASE,
@@ -92,10 +104,20 @@ def make_data_command(
         position=position,
         records=records,
         questions=questions,
+        source=source,
         split=split.value,
         base=base,
     )
     print(f"{out}: {lines} questions about {count} documents")
+
+
+@application.command("experiment")
+def experiment_command(
+    file: Annotated[Path, typer.Argument(help="YAML file, see meta_training/experiments.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value of every run.")] = None,
+) -> None:
+    """Train some runs, score them on the same data, and report; a second call goes on where the first was stopped."""
+    print(f"{run_experiment(read_experiment(file), overrides or ())}: done")
 
 
 @application.command("report")
@@ -103,8 +125,23 @@ def report_command(
     files: Annotated[list[Path], typer.Argument(help="JSON Lines that evaluate --json printed.")],
     page: Annotated[Path, typer.Option(help="Page whose marked section is written.")] = Path("docs/results.md"),
 ) -> None:
-    """Turn evaluations into tables and a plot."""
+    """Turn evaluations into tables and plots."""
     print(f"{page}: {report(files, page)} evaluations")
+
+
+def _read_tags(tags: Sequence[str]) -> dict[str, str | int | float | bool]:
+    """Names and values; a value that JSON reads as a number or a truth value is one."""
+    read: dict[str, str | int | float | bool] = {}
+    for tag in tags:
+        name, equals, value = tag.partition("=")
+        if not (name and equals and value):
+            raise InvalidInput("tag", repr(tag), "name=value")
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError:
+            parsed = value
+        read[name] = parsed if isinstance(parsed, bool | int | float) else value
+    return read
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from meta_training.document import Document
 from meta_training.exchange import read_documents
+from meta_training.in_context import MAX_ANSWER_TOKENS, in_context_question
 from meta_training.retrieval import PassageIndex
 from meta_training.scoring import OUTPUT_END, Scores
 from perk import AnswerRequest, PerkModel
@@ -21,12 +22,9 @@ from perk.settings import PLAIN_TEMPLATES
 
 __all__ = ["Method", "evaluate", "score_documents"]
 
-Method = Literal["perk", "in-context", "retrieval", "base"]
+Method = Literal["perk", "ft-icr", "in-context", "retrieval", "base"]
 
 _ROWS = 8
-_MAX_ANSWER_TOKENS = 48
-# Cutting a text in the middle and encoding it again may take a few tokens more than were kept.
-_SLACK_TOKENS = 8
 # Segments that retrieval puts into the prompt: enough for the three facts of BabiLong QA3 and some misses.
 _PASSAGES = 6
 
@@ -37,9 +35,10 @@ def evaluate(checkpoint: str, data: Path, *, method: Method = "perk", limit: int
     Args:
         checkpoint: folder, or the name of a shipped one.
         data: JSON Lines in the exchange format.
-        method: ``perk`` answers from the adapter; ``in-context`` asks the base with the document in its prompt (its
-            beginning dropped where it is too long); ``retrieval`` asks the base with the segments that BM25 finds for
-            the question; ``base`` asks the base without the document.
+        method: ``perk`` answers from the adapter; ``ft-icr`` from a document in the prompt, with the adapter that was
+            trained to; ``in-context`` asks the base with the document in its prompt (of either, its beginning is
+            dropped where it is too long); ``retrieval`` asks the base with the segments that BM25 finds for the
+            question; ``base`` asks the base without the document.
         limit: most documents.
 
     Returns:
@@ -50,7 +49,7 @@ def evaluate(checkpoint: str, data: Path, *, method: Method = "perk", limit: int
     """
     documents = read_documents(data, limit=limit)
     console = Console(stderr=True)
-    model = PerkModel.load(checkpoint, report=console.print)
+    model = PerkModel.load(checkpoint, in_context=method == "ft-icr", report=console.print)
     return score_documents(model, documents, method=method, console=console).summary(checkpoint, method)
 
 
@@ -60,11 +59,11 @@ def score_documents(
     """Answer all questions of the documents, each document encoded once, and score them; `console` shows progress."""
     scores = Scores()
     # A document in each prompt: one row at a time, as memory goes by rows times length.
-    rows_at_once = 1 if method in ("in-context", "retrieval") else _ROWS
+    rows_at_once = 1 if method in ("ft-icr", "in-context", "retrieval") else _ROWS
     for document in track(documents, description=method, console=console, disable=console is None):
         context = document.context if isinstance(document.context, str) else join_passages(document.context)
         scores.tokens.append(model.count_tokens(context))
-        adapter: Tensor | None = None
+        adapter = model.initial if method == "ft-icr" else None
         if method == "perk":
             started = time.perf_counter()
             adapter = model.encode(context).adapter
@@ -74,10 +73,13 @@ def score_documents(
             rows = document.questions[start : start + rows_at_once]
             started = time.perf_counter()
             asked = [question.question for question in rows]
-            if method == "in-context":
-                asked = [_in_context(model, context, question) for question in asked]
+            if method in ("ft-icr", "in-context"):
+                templates = model.settings.templates if method == "ft-icr" else PLAIN_TEMPLATES
+                asked = [in_context_question(question, context, model.base, templates) for question in asked]
             elif index is not None:
-                asked = [_in_context(model, "\n".join(index.best(q, _PASSAGES)), q) for q in asked]
+                found = ["\n".join(index.best(question, _PASSAGES)) for question in asked]
+                pairs = zip(asked, found, strict=True)
+                asked = [in_context_question(q, passages, model.base, PLAIN_TEMPLATES) for q, passages in pairs]
             answers = _answer(model, adapter, asked)
             scores.ask_seconds += [(time.perf_counter() - started) / len(rows)] * len(rows)
             for question, answer in zip(rows, answers, strict=True):
@@ -91,7 +93,7 @@ def _answer(model: PerkModel, adapter: Tensor | None, questions: Sequence[str]) 
     marked = OUTPUT_END in model.settings.templates.answer
     stop = (OUTPUT_END,) if marked and adapter is not None else ("\n",)
     answering = model.start_answer(
-        [AnswerRequest(question, adapter=adapter, max_tokens=_MAX_ANSWER_TOKENS, stop=stop) for question in questions]
+        [AnswerRequest(question, adapter=adapter, max_tokens=MAX_ANSWER_TOKENS, stop=stop) for question in questions]
     )
     texts = [""] * len(questions)
     while not answering.done:
@@ -104,14 +106,3 @@ def _index(model: PerkModel, context: str) -> PassageIndex:
     """The document's segments, as an adapter would be trained on, without their prefixes."""
     tokenizer = model.base.tokenizer
     return PassageIndex([str(tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in model.split(context)])
-
-
-def _in_context(model: PerkModel, context: str, question: str) -> str:
-    """Document and question in one prompt, the document's beginning dropped where both do not fit."""
-    tokenizer = model.base.tokenizer
-    rest = model.count_tokens(PLAIN_TEMPLATES.prompt.format(question=f"\n\n{question}"))
-    room = model.base.max_positions - _MAX_ANSWER_TOKENS - _SLACK_TOKENS - rest
-    ids = tokenizer.encode(context, add_special_tokens=False, verbose=False)
-    if len(ids) > room:
-        context = str(tokenizer.decode(ids[len(ids) - max(room, 0) :]))
-    return f"{context}\n\n{question}"

@@ -27,6 +27,7 @@ def make_data(
     position: float | None = None,
     records: int | None = None,
     questions: int | None = None,
+    source: str | None = None,
     split: Split = "dev",
     base: str = DEFAULT_BASE,
 ) -> int:
@@ -40,7 +41,8 @@ def make_data(
         seed: the same seed writes the same file.
         position: place of the relevant passage, 0 to 1; None: anywhere.
         records: exact number of students of a register, instead of `tokens`.
-        questions: most questions of a register or a key-value list.
+        questions: most questions of a document, where the task has such a limit.
+        source: folder or hub id of a question set, instead of the published one.
         split: which half of the data to draw from; ``dev`` is never trained on.
         base: whose tokeniser counts.
 
@@ -56,7 +58,7 @@ def make_data(
     if position is not None and not 0 <= position <= 1:
         raise InvalidInput("position", str(position), "from 0 to 1")
     tokenizer = load_tokenizer(base)
-    given = {"records": records, "questions": questions}
+    given = {"records": records, "questions": questions, "source": source}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     drawn = build_task(
         task,

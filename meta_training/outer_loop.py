@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from meta_training.answer_loss import AnswerLoss
 from perk.checkpoint import Checkpoint
-from perk.inner_loop import InnerLoss, PreparedBatch, double_backward
+from perk.inner_loop import InnerLoss, PreparedBatch
 from perk.lora import AdaptedModel
 from perk.segments import Segment
 from perk.settings import InnerSettings
@@ -130,6 +131,7 @@ class OuterLoop:
         first = settings.steps - len(step_losses) + 1
         self._loss_weights = {first + i: w / sum(step_losses) for i, w in enumerate(step_losses) if w > 0}
         self._rule = UpdateRule(settings, adapted.layout.sizes)
+        self._answers = AnswerLoss(adapted, token_limit=token_limit)
 
     def backward(
         self, meta: MetaParameters, documents: Sequence[Sequence[Segment]], questions: Sequence[Sequence[Segment]]
@@ -200,28 +202,6 @@ class OuterLoop:
             steps.append(step)
             losses.append(total)
         return steps, theta, losses
-
-    def _answers(self, theta: Tensor, questions: Sequence[Sequence[Segment]]) -> tuple[float, float, Tensor]:
-        """Answer loss, share of exact answers, and the gradient ``[D, P]`` of the summed losses."""
-        objective = InnerLoss(self.adapted, questions, token_limit=self.token_limit)
-        theta = theta.detach().requires_grad_()
-        adjoint = torch.zeros_like(theta, requires_grad=False)
-        loss_sum, wrong, asked = 0.0, 0, sum(len(q) for q in questions)
-        for batch in objective.batches:
-            ready = objective.prepare(batch)
-            shares = objective.weights(ready)
-            with torch.enable_grad(), double_backward(False):
-                states = objective.predicting_states(theta, ready)
-                loss = objective.loss(states, ready, shares)
-                (gradient,) = torch.autograd.grad(loss.sum(), theta)
-            adjoint += gradient
-            loss_sum += float(loss.detach().sum())
-            with torch.no_grad():
-                missed = ((states @ self.adapted.base.head.T).argmax(-1) != ready.batch.targets) & (shares > 0)
-            # A question is wrong once, however many of its tokens are.
-            rows = ready.batch.positions // ready.batch.ids.shape[1]
-            wrong += sum(len(set(r[m].tolist())) for r, m in zip(rows, missed, strict=True))
-        return loss_sum / len(questions), 1 - wrong / asked, adjoint
 
     def _way_back(
         self,

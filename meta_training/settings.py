@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
@@ -28,6 +28,9 @@ class OuterSettings(_Settings):
     """D: documents that one process differentiates together."""
     accumulation: int = Field(default=1, ge=1)
     """Batches of D documents that a process takes one after the other before each update, where memory bounds D."""
+    questions: int | None = Field(default=None, ge=1)
+    """Most questions of a document that a step asks, drawn anew each time; None: all that its task has. With `ft-icr`,
+    which reads the document once a question, they decide what a step costs."""
     first_order: bool = False
     """Leave out the derivative of the inner gradients: cheaper, but the token weighting then learns nothing."""
     step_losses: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(1.0,), min_length=1)
@@ -88,8 +91,12 @@ class Stage(_Settings):
 
 
 class TrainSettings(_Settings):
-    """A meta-training run."""
+    """A meta-training run, or one of what it is compared with."""
 
+    method: Literal["perk", "ft-icr"] = "perk"
+    """``ft-icr`` trains the same adapter to answer with the document in its prompt, without an inner loop: fine-tuning
+    for in-context reasoning, the paper's baseline. `inner`, and what of `outer` is about inner steps and token weights,
+    then has no effect."""
     seed: int = 0
     base: str = "default"
     output: Path
@@ -119,6 +126,15 @@ class TrainSettings(_Settings):
     def total_steps(self) -> int:
         """Outer steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> tuple[int, Stage]:
+        """The stage that an outer step belongs to, and its index; the last one's steps have no end."""
+        end = 0
+        for index, stage in enumerate(self.stages):
+            end += stage.steps
+            if step < end:
+                return index, stage
+        return len(self.stages) - 1, self.stages[-1]
 
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:

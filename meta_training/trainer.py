@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from meta_training.evaluate import score_documents
+from meta_training.in_context import InContextLoop, in_context_question
 from meta_training.outer_loop import MetaParameters, OuterLoop, OuterResult
 from meta_training.processes import Processes, join_processes
-from meta_training.settings import OuterSettings, Stage, TaskMix, TrainSettings, read_settings
+from meta_training.settings import OuterSettings, TaskMix, TrainSettings, read_settings
+from meta_training.stop_signals import stop_signals
 from meta_training.tasks import Document, Question, Split, Task, build_task
 from meta_training.training_log import TrainingLog
 from perk import PerkModel
@@ -82,28 +82,25 @@ class Trainer:
         self.base = base
         self.step = 0
         self._seconds = 0.0
+        self._in_context = settings.method == "ft-icr"
+        # Nothing weighs the tokens of a prompt.
+        inner = settings.inner.model_copy(update={"token_weighting": False}) if self._in_context else settings.inner
         self._perk_settings = PerkSettings(
+            in_context=self._in_context,
             base=BaseSettings(source=settings.base, fingerprint=base.fingerprint),
             lora=settings.lora,
-            inner=settings.inner,
+            inner=inner,
             segments=settings.segments,
             templates=settings.templates,
         )
         self._adapted = AdaptedModel(base, settings.lora)
         fresh = new_checkpoint(self._adapted, self._perk_settings, seed=settings.seed)
         self.meta = MetaParameters(fresh, base.head.shape[1]).to(base.device)
-        outer = settings.outer
-        self._outer_loop = OuterLoop(
-            self._adapted,
-            settings.inner,
-            unrolled=outer.unrolled,
-            token_limit=outer.token_limit,
-            graph_tokens=outer.graph_tokens,
-            first_order=outer.first_order,
-            step_losses=outer.step_losses,
-        )
-        self._parameters = [self.meta.initial, self.meta.log_step_sizes, *self.meta.weighting_parameters()]
-        self._optimiser = _optimiser(self.meta, outer)
+        self._outer_loop = self._loop(settings.outer)
+        self._parameters = [self.meta.initial]
+        if not self._in_context:
+            self._parameters += [self.meta.log_step_sizes, *self.meta.weighting_parameters()]
+        self._optimiser = _optimiser(self.meta, settings.outer, in_context=self._in_context)
         self._tasks = [[self._build(mix, "train") for mix in stage.tasks] for stage in settings.stages]
         self._dev_documents = self._draw_dev() if settings.evaluate_every else []
 
@@ -121,7 +118,7 @@ class Trainer:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        with _stop_signals() as stop, Progress(*columns) as progress:
+        with stop_signals() as stop, Progress(*columns) as progress:
             bar = progress.add_task("meta-training", total=total, completed=self.step)
             while self.step < total and not self._any(len(stop)):
                 result = self.train_step()
@@ -165,7 +162,8 @@ class Trainer:
     def evaluate(self) -> float:
         """Exact match on the development documents; the best checkpoint so far is kept in the folder ``best``."""
         model = PerkModel(self.base, self.checkpoint(), adapted=self._adapted)
-        scores = score_documents(model, self._dev_documents).summary(self.settings.output.name, "perk")
+        answered = score_documents(model, self._dev_documents, method=self.settings.method)
+        scores = answered.summary(self.settings.output.name, self.settings.method)
         exact = float(scores["exact_match"])
         if exact > self.best_score:
             self.best_score = exact
@@ -183,7 +181,7 @@ class Trainer:
     def draw(self, step: int) -> _Draw:
         """Documents of a step, of all processes."""
         rng = random.Random(f"{self.settings.seed}-{step}")
-        stage_index, stage = _stage_of(step, self.settings.stages)
+        stage_index, stage = self.settings.stage_at(step)
         outer = self.settings.outer
         count = outer.documents * outer.accumulation * self._processes.count
         chosen = rng.choices(range(len(stage.tasks)), [mix.weight for mix in stage.tasks], k=count)
@@ -191,6 +189,10 @@ class Trainer:
             self._tasks[stage_index][index].draw(rng, tokens=rng.randint(*stage.tasks[index].tokens))
             for index in chosen
         ]
+        if (most := outer.questions) is not None:
+            documents = [
+                replace(d, questions=tuple(rng.sample(d.questions, min(most, len(d.questions))))) for d in documents
+            ]
         return _Draw(stage_index, tuple(stage.tasks[index].task for index in chosen), tuple(documents))
 
     def checkpoint(self) -> Checkpoint:
@@ -263,6 +265,19 @@ class Trainer:
                     raise InvalidInput("state", f"no parameter of shape {tuple(parameter.shape)}", "the same settings")
                 parameter.copy_(saved)
 
+    def _loop(self, outer: OuterSettings) -> OuterLoop | InContextLoop:
+        if self._in_context:
+            return InContextLoop(self._adapted, token_limit=outer.token_limit)
+        return OuterLoop(
+            self._adapted,
+            self.settings.inner,
+            unrolled=outer.unrolled,
+            token_limit=outer.token_limit,
+            graph_tokens=outer.graph_tokens,
+            first_order=outer.first_order,
+            step_losses=outer.step_losses,
+        )
+
     def _build(self, mix: TaskMix, split: Split) -> Task:
         return build_task(mix.task, split=split, count_tokens=self._count_tokens, **mix.options)
 
@@ -280,7 +295,7 @@ class Trainer:
     def _differentiate(self, documents: Sequence[Document]) -> list[float]:
         """Add the gradient of one batch; returns what it measured, its tokens and its questions."""
         segments = [self._segments(document) for document in documents]
-        questions = [[self._question(q) for q in document.questions] for document in documents]
+        questions = [[self._question(q, document) for q in document.questions] for document in documents]
         result = self._outer_loop.backward(self.meta, segments, questions)
         tokens = sum(len(s.ids) for document in segments for s in document)
         return [*astuple(result), tokens, sum(map(len, questions))]
@@ -297,7 +312,11 @@ class Trainer:
         text = normalise(context if isinstance(context, str) else join_passages(context))
         return split_segments(text, self.base.tokenizer, self.settings.segments)
 
-    def _question(self, question: Question) -> Segment:
+    def _question(self, question: Question, document: Document) -> Segment:
+        if self._in_context:
+            question = replace(
+                question, question=in_context_question(question.question, document, self.base, self.settings.templates)
+            )
         return question_segment(question, self.base, self.settings.templates)
 
     def _log_step(self, drawn: _Draw, tokens: int, questions: int, result: OuterResult, norm: float) -> None:
@@ -329,8 +348,8 @@ class Trainer:
 
 def run_training(
     config: Path, overrides: Sequence[str] = (), *, resume: bool = False, start: Checkpoint | None = None
-) -> None:
-    """Meta-train as a configuration file says, see `read_settings`.
+) -> int:
+    """Meta-train as a configuration file says, see `read_settings`; returns the outer steps done when it ended.
 
     Args:
         config: the YAML file.
@@ -353,14 +372,14 @@ def run_training(
     elif start is not None:
         trainer.start_from(start)
     trainer.run()
+    return trainer.step
 
 
-def _optimiser(meta: MetaParameters, outer: OuterSettings) -> torch.optim.AdamW:
-    groups = [
-        {"params": [meta.initial], "peak": outer.rate},
-        {"params": [meta.log_step_sizes], "peak": outer.step_size_rate, "weight_decay": 0.0},
-        {"params": meta.weighting_parameters(), "peak": outer.weighting_rate},
-    ]
+def _optimiser(meta: MetaParameters, outer: OuterSettings, *, in_context: bool) -> torch.optim.AdamW:
+    groups: list[dict[str, Any]] = [{"params": [meta.initial], "peak": outer.rate}]
+    if not in_context:
+        groups.append({"params": [meta.log_step_sizes], "peak": outer.step_size_rate, "weight_decay": 0.0})
+        groups.append({"params": meta.weighting_parameters(), "peak": outer.weighting_rate})
     used = [group for group in groups if group["params"]]
     return torch.optim.AdamW(used, lr=outer.rate, betas=outer.betas, weight_decay=outer.weight_decay)
 
@@ -373,15 +392,6 @@ def _rate_share(step: int, total: int, outer: OuterSettings) -> float:
     return outer.decay + (1 - outer.decay) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _stage_of(step: int, stages: Sequence[Stage]) -> tuple[int, Stage]:
-    end = 0
-    for index, stage in enumerate(stages):
-        end += stage.steps
-        if step < end:
-            return index, stage
-    return len(stages) - 1, stages[-1]
-
-
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata())
@@ -389,19 +399,3 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, so that the step in progress ends before the state is saved."""
-    received: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

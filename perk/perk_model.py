@@ -14,7 +14,7 @@ from perk.answer import Answer, Answering, AnswerRequest
 from perk.answer_batch import AnswerBatch
 from perk.base_model import COMPUTE_DTYPES, BaseModel, load_base_model, load_outline
 from perk.checkpoint import Checkpoint, load_checkpoint
-from perk.errors import BaseMismatch, InvalidInput
+from perk.errors import BaseMismatch, CheckpointError, InvalidInput
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
@@ -76,6 +76,7 @@ class PerkModel:
         *,
         device: str = "auto",
         base: str | None = None,
+        in_context: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> PerkModel:
         """Load a checkpoint and the base it names.
@@ -84,9 +85,18 @@ class PerkModel:
             checkpoint: folder, or the name of a shipped one.
             device: ``auto``, ``cpu`` or ``cuda``.
             base: hub id or folder to take instead of the one that the checkpoint names (it must hold the same weights).
+            in_context: expect an adapter that answers with the document in its prompt, which encodes nothing.
             report: called with a line of text when a long step starts.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read, or is of the other kind.
         """
         loaded = load_checkpoint(checkpoint)
+        if loaded.settings.in_context != in_context:
+            kinds = {True: "answers with the document in its prompt (ft-icr)", False: "encodes documents (perk)"}
+            raise CheckpointError(
+                f"checkpoint {loaded.name!r} {kinds[loaded.settings.in_context]}; expected one that {kinds[in_context]}"
+            )
         source = base or loaded.settings.base.source
         model = load_base_model(source, device=device, report=report)
         use_liger(model)
@@ -122,6 +132,11 @@ class PerkModel:
     def checkpoint_name(self) -> str:
         """Name of the checkpoint."""
         return self.checkpoint.name
+
+    @property
+    def initial(self) -> Tensor:
+        """The checkpoint's adapter before a document is written into it, ``[P]``, on the CPU."""
+        return self.checkpoint.tensors["initial"]
 
     @property
     def adapter_size(self) -> int:

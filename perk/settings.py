@@ -133,6 +133,9 @@ class PerkSettings(_Settings):
     """All settings of a checkpoint."""
 
     format: Literal[1] = 1
+    # Left out where it is false, so that fingerprints of checkpoints, and with them ids of documents, do not change.
+    in_context: bool = Field(default=False, exclude_if=lambda value: value is False)
+    """Whether the adapter was trained to answer with the document in its prompt (FT-ICR): it encodes nothing."""
     base: BaseSettings = BaseSettings()
     lora: LoraSettings = LoraSettings()
     inner: InnerSettings = InnerSettings()

@@ -7,11 +7,14 @@ from typing import Any
 
 from meta_training.document import Document, Question
 from meta_training.tasks.babilong import BabiLong
+from meta_training.tasks.hotpot_qa import HotpotQA
 from meta_training.tasks.json_lines import JsonLines
 from meta_training.tasks.key_value import KeyValue
 from meta_training.tasks.natural_questions import NaturalQuestions
+from meta_training.tasks.squad import Squad
 from meta_training.tasks.student_records import StudentRecords
 from meta_training.tasks.task import CountTokens, Split, Task
+from meta_training.tasks.trivia_qa import TriviaQA
 from perk.errors import InvalidInput
 
 __all__ = ["TASK_NAMES", "CountTokens", "Document", "Question", "Split", "Task", "build_task"]
@@ -28,6 +31,9 @@ _PRESETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "babilong-qa3-raw": (BabiLong, {"facts": 3, "kind": "raw"}),
     "key-value": (KeyValue, {}),
     "nq": (NaturalQuestions, {}),
+    "hotpot-qa": (HotpotQA, {}),
+    "trivia-qa": (TriviaQA, {}),
+    "squad": (Squad, {}),
     "json-lines": (JsonLines, {}),
 }
 

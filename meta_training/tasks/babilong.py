@@ -10,16 +10,16 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import replace
 from typing import Literal
 
 from meta_training.document import Document, Question
-from meta_training.tasks.background import Background
+from meta_training.tasks.babi_stories import Asked, read_stories
+from meta_training.tasks.background import Background, as_passages
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.students import FIRST_NAMES
 from meta_training.tasks.task import CountTokens, Split
+from meta_training.tasks.whereabouts import derive_questions
 from perk.errors import InvalidInput
 
 __all__ = ["BabiLong"]
@@ -27,12 +27,8 @@ __all__ = ["BabiLong"]
 Kind = Literal["events", "raw"]
 
 _DEV_SHARE = 0.1
-_PASSAGE_WORDS = 220
 # Sentences of a passage that has facts among them.
 _INLINE = 12
-_MOVE = re.compile(r"^(\w+) (?:went back|went|moved|travelled|journeyed) to the (\w+)\.$")
-_TAKE = re.compile(r"^(\w+) (?:got|took|grabbed|picked up) the (\w+)")
-_DROP = re.compile(r"^(\w+) (?:dropped|discarded|left|put down) the (\w+)")
 
 _ACTORS = ("Mary", "John", "Sandra", "Daniel")
 _PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
@@ -50,22 +46,6 @@ _OTHER_THINGS = (
     "newspaper", "orange", "parcel", "pen", "phone", "ring", "rope", "scarf", "shovel", "suitcase", "ticket", "towel",
     "umbrella", "vase", "violin", "watch",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A question of a story: how many facts precede it, and which of them support it."""
-
-    facts: int
-    question: str
-    answer: str
-    support: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Story:
-    facts: tuple[str, ...]
-    questions: tuple[_Asked, ...]
 
 
 class BabiLong:
@@ -104,7 +84,7 @@ class BabiLong:
             raise InvalidInput("kind", repr(kind), "events or raw")
         if not 0 <= inline_share <= 1:
             raise InvalidInput("inline_share", str(inline_share), "from 0 to 1")
-        stories = _read_stories(data_file(f"babi/qa{facts}_train.txt"))
+        stories = read_stories(data_file(f"babi/qa{facts}_train.txt"))
         first_dev = round(len(stories) * (1 - _DEV_SHARE))
         if not 0 <= renamed_share <= 1:
             raise InvalidInput("renamed_share", str(renamed_share), "from 0 to 1")
@@ -129,12 +109,12 @@ class BabiLong:
             asked = story.questions[-1]
         facts = story.facts[: asked.facts]
         lines = _numbered(facts) if self._kind == "events" else list(facts)
-        questions = [self._question(asked.question, asked.answer, [lines[i] for i in asked.support])]
+        questions = [self._question(asked, lines)]
         if position is None:
             seen = {asked.question}
-            for text, answer, support in self._derived(facts):
-                if text not in seen:
-                    questions.append(self._question(text, answer, [lines[i] for i in support]))
+            for also in derive_questions(facts, self._facts, in_order=self._kind == "raw"):
+                if also.question not in seen:
+                    questions.append(self._question(also, lines))
             rng.shuffle(questions)
         if rng.random() < self._renamed_share:
             rename = _renaming(rng)
@@ -154,42 +134,9 @@ class BabiLong:
             context = _hidden(rng, lines, prose, inline=rng.random() < self._inline_share)
         return Document(context, tuple(questions))
 
-    def _question(self, text: str, answer: str, support: list[str]) -> Question:
-        return Question(question=text, answer=answer, support=tuple(support), task=self.name)
-
-    def _derived(self, facts: tuple[str, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
-        """Further questions of the same kind that the same facts answer."""
-        moves = [(index, match) for index, fact in enumerate(facts) if (match := _MOVE.match(fact))]
-        last = {match[1]: (match[2], index) for index, match in moves}
-        if self._facts == 1:
-            return [(f"Where is {actor}?", place, (index,)) for actor, (place, index) in last.items()]
-        if self._facts == 2:
-            return _object_places(facts)
-        return []
-
-
-def _object_places(facts: tuple[str, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Where each object is: with its holder, or where it was dropped."""
-    place: dict[str, tuple[str, int]] = {}
-    holder: dict[str, tuple[str, int]] = {}
-    resting: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for index, fact in enumerate(facts):
-        if match := _MOVE.match(fact):
-            place[match[1]] = (match[2], index)
-        elif match := _TAKE.match(fact):
-            holder[match[2]] = (match[1], index)
-            resting.pop(match[2], None)
-        elif match := _DROP.match(fact):
-            holder.pop(match[2], None)
-            if match[1] in place:
-                where, since = place[match[1]]
-                resting[match[2]] = (where, (since, index))
-    found = [(f"Where is the {thing}?", where, support) for thing, (where, support) in resting.items()]
-    for thing, (actor, taken) in holder.items():
-        if actor in place:
-            where, since = place[actor]
-            found.append((f"Where is the {thing}?", where, (taken, since)))
-    return found
+    def _question(self, asked: Asked, lines: Sequence[str]) -> Question:
+        support = tuple(lines[index] for index in asked.support)
+        return Question(question=asked.question, answer=asked.answer, support=support, task=self.name)
 
 
 def _renaming(rng: random.Random) -> Callable[[str], str]:
@@ -214,7 +161,7 @@ def _numbered(facts: tuple[str, ...]) -> list[str]:
 
 def _hidden(rng: random.Random, lines: list[str], prose: list[str], *, inline: bool) -> str:
     """Facts, in the order given, at random places of the prose."""
-    parts = list(prose) if inline else _passages(prose, len(lines) + 1)
+    parts = list(prose) if inline else as_passages(prose, least=len(lines) + 1)
     places = sorted(rng.randint(0, len(parts)) for _ in lines)
     # From the end, so that the places before stay what they were.
     for place, line in zip(reversed(places), reversed(lines), strict=True):
@@ -226,49 +173,10 @@ def _hidden(rng: random.Random, lines: list[str], prose: list[str], *, inline: b
 
 def _placed(lines: list[str], placed: Sequence[int], prose: list[str], position: float) -> str:
     """The facts `placed` together at `position` of the prose; the others spread evenly."""
-    passages = _passages(prose, len(lines) + 1)
+    passages = as_passages(prose, least=len(lines) + 1)
     others = [line for index, line in enumerate(lines) if index not in placed]
     for number, line in enumerate(others):
         passages.insert(round((number + 1) * len(passages) / (len(others) + 1)), line)
     at = round(position * len(passages))
     passages[at:at] = [lines[index] for index in placed]
     return "\n".join(passages)
-
-
-def _passages(prose: list[str], least: int) -> list[str]:
-    """Whole sentences joined to passages of about 220 words, or of fewer where there would not be `least` of them."""
-    words = sum(len(sentence.split()) for sentence in prose)
-    size = min(_PASSAGE_WORDS, max(words // least, 1))
-    passages: list[str] = []
-    current: list[str] = []
-    for sentence in prose:
-        current.append(sentence)
-        if sum(len(s.split()) for s in current) >= size:
-            passages.append(" ".join(current))
-            current = []
-    if current:
-        passages.append(" ".join(current))
-    return passages
-
-
-@cache
-def _read_stories(path: Path) -> tuple[_Story, ...]:
-    """Stories of a bAbI file: lines are ``N fact`` or ``N question<TAB>answer<TAB>supporting N``; N = 1 starts one."""
-    stories: list[_Story] = []
-    statements: list[str] = []
-    number_of: dict[int, int] = {}
-    questions: list[_Asked] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        number_text, _, rest = line.partition(" ")
-        if number_text == "1" and statements:
-            stories.append(_Story(tuple(statements), tuple(questions)))
-            statements, number_of, questions = [], {}, []
-        if "\t" in rest:
-            text, answer, support = rest.split("\t")
-            indices = tuple(number_of[int(number)] for number in support.split())
-            questions.append(_Asked(len(statements), text.strip(), answer.strip(), indices))
-        else:
-            number_of[int(number_text)] = len(statements)
-            statements.append(rest.strip())
-    stories.append(_Story(tuple(statements), tuple(questions)))
-    return tuple(story for story in stories if story.questions)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
 
-__all__ = ["Background"]
+__all__ = ["Background", "as_passages"]
 
 _CHAPTER = re.compile(r"^chapter [ivxlc\d]+", re.IGNORECASE | re.MULTILINE)
 _PICTURE = re.compile(r"\[.*?\]", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?][\"”’']*\s+(?=[\"“‘']?[A-Z])")
 _DEV_SHARE = 0.1
+_PASSAGE_WORDS = 220
 
 
 class Background:
@@ -42,6 +44,22 @@ class Background:
             used += self._lengths[index]
             index = (index + 1) % len(self._sentences)
         return taken
+
+
+def as_passages(sentences: Sequence[str], *, least: int = 1) -> list[str]:
+    """Sentences joined to passages of about 220 words, or of fewer where there would not be `least` of them."""
+    words = sum(len(sentence.split()) for sentence in sentences)
+    size = min(_PASSAGE_WORDS, max(words // least, 1))
+    passages: list[str] = []
+    current: list[str] = []
+    for sentence in sentences:
+        current.append(sentence)
+        if sum(len(s.split()) for s in current) >= size:
+            passages.append(" ".join(current))
+            current = []
+    if current:
+        passages.append(" ".join(current))
+    return passages
 
 
 def _split_sentences(text: str) -> list[str]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import replace
 
 from meta_training.document import Document, Question
 from meta_training.exchange import read_documents
+from meta_training.tasks.sentences import supporting_sentence
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.task import CountTokens, Split
 from perk.segments import join_passages
 
 __all__ = ["NaturalQuestions"]
-
-_SENTENCE = re.compile(r"\S.*?(?:[.!?][\"”’')]*(?=\s)|$)", re.DOTALL)
 
 
 class NaturalQuestions:
@@ -50,12 +48,5 @@ def _as_asked(question: Question, paragraph: str) -> Question:
     """Typed into a search box, without capital or question mark: put both; and the sentence that answers it."""
     text = question.question.strip().rstrip("?")
     asked = f"{text[:1].upper()}{text[1:]}?"
-    support = question.support or _supporting_sentence(paragraph, (question.answer, *question.answers))
+    support = question.support or supporting_sentence(paragraph, (question.answer, *question.answers))
     return replace(question, question=asked, support=support, task="nq")
-
-
-def _supporting_sentence(paragraph: str, answers: tuple[str, ...]) -> tuple[str, ...]:
-    """The first sentence with the first answer that the paragraph holds; nothing where it holds none literally."""
-    sentences = [match[0].strip() for match in _SENTENCE.finditer(paragraph)]
-    found = (sentence for answer in answers for sentence in sentences if answer.lower() in sentence.lower())
-    return tuple(sentence for sentence in [next(found, "")] if sentence)

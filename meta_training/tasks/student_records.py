@@ -36,6 +36,7 @@ class StudentRecords:
         kinds: Sequence[QuestionKind] = ("recall",),
         questions: int = 8,
         records: int | None = None,
+        near_share: float = 0.0,
     ) -> None:
         """Set the questions.
 
@@ -45,6 +46,8 @@ class StudentRecords:
             kinds: of questions, drawn with equal shares.
             questions: at most, for each document.
             records: exact number of students; None: as many as fit the asked number of tokens.
+            near_share: share of the identity numbers whose first two to five digits are those of one before: the hard
+                cases of recall, which random numbers meet seldom.
 
         Raises:
             InvalidInput: an unknown kind, no kind, or a number out of range.
@@ -60,6 +63,8 @@ class StudentRecords:
         most = len(_NUMBERS) // (10 * _DEV_DIVISOR)
         if records is not None and not self._fewest <= records <= most:
             raise InvalidInput("records", str(records), f"{self._fewest} to {most}")
+        if not 0 <= near_share <= 1:
+            raise InvalidInput("near_share", str(near_share), "from 0 to 1")
         if questions < 1:
             raise InvalidInput("questions", str(questions), "at least 1")
         self.name = f"student-{kinds[0]}" if len(kinds) == 1 else "student"
@@ -68,6 +73,7 @@ class StudentRecords:
         self._kinds = tuple(kinds)
         self._questions = questions
         self._records = records
+        self._near_share = near_share
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
         """A register; `position` pins the student asked about, and leaves one question.
@@ -91,6 +97,9 @@ class StudentRecords:
         used = 0
         while self._records is None or len(students) < self._records:
             number = rng.choice(_NUMBERS)
+            if students and rng.random() < self._near_share:
+                differing = 10 ** rng.randint(2, 5)
+                number = rng.choice(students).number // differing * differing + number % differing
             if number in numbers or (number % _DEV_DIVISOR == 0) != self._dev:
                 continue
             numbers.add(number)
@@ -158,9 +167,11 @@ def _aggregate(rng: random.Random, students: list[Student]) -> Question:
     grades = [student.grade for student in students]
     kind = rng.choice(("highest", "lowest", "average"))
     value = {"highest": max(grades), "lowest": min(grades), "average": round(sum(grades) / len(grades))}[kind]
+    # An average rests on every record, too many to recall; an extreme grade stands in one, the first of its equals.
+    support = () if kind == "average" else (next(s.line() for s in students if s.grade == value),)
     return Question(
         question=f"What is the {kind} grade of all students?",
         answer=str(value),
-        support=tuple(student.line() for student in students),
+        support=support,
         task="student-aggregate",
     )

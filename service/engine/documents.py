@@ -218,10 +218,11 @@ class Documents:
             if self._queue.closed:
                 raise NotReady("stopping", "the service is stopping")
             document = await self.find(document_id, owner)
+            # Before whoever follows takes its time: what is encoded meanwhile must not be queued again.
+            flight = None if document.ended else self._queue.add(document.record)
             yield document
-            if document.ended:
+            if flight is None:
                 return
-            flight = self._queue.add(document_id)
             await flight.changed()
 
     async def wait(self, document_id: str, seconds: float, owner: str) -> Document:
@@ -257,11 +258,11 @@ class Documents:
                 if adapter is not None:
                     return adapter
                 await self._store.mark_queued(document_id)
-                flight = self._queue.add(document_id, again=True)
+                flight = self._queue.add(document.record, again=True)
                 self._metrics.reencodes.inc()
             else:
                 # Another replica may have had it queued again.
-                flight = self._queue.add(document_id, again=document.record.ready_at is not None)
+                flight = self._queue.add(document.record, again=document.record.ready_at is not None)
             if not flight.again or not await self._wait_for(flight, deadline):
                 raise DocumentNotReady(document_id, document.status, self._queue.retry_after(document_id))
 
@@ -294,7 +295,7 @@ class Documents:
         flight = None
         if record.status == "queued":
             # It has one, unless storing or deleting it was interrupted.
-            flight = self._queue.add(record.id)
+            flight = self._queue.add(record)
         return Document.of(record, flight, model=self.model_name, checkpoint=self._checkpoint_name)
 
     async def _kept_adapter(self, record: DocumentRecord) -> Tensor | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,11 +18,12 @@ from perk.inner_loop import EncodedDocument
 from service.engine.flight import Flight
 from service.engine.jobs import EncodeProgress
 from service.engine.model_thread import ModelThread
+from service.engine.waiting_line import WaitingLine
 from service.errors import DamagedText, LeaseLost, NotReady, QueueFull, StorageFull, StoreError
 from service.logging import describe_error
 from service.metrics import Metrics, tokens_label
 from service.store.protocol import AdapterTier, DocumentStore, Leases, Readiness
-from service.store.record import EncodeSummary
+from service.store.record import DocumentRecord, EncodeSummary
 from service.tracing import Tracer
 
 __all__ = ["EncodeQueue"]
@@ -36,16 +36,17 @@ _log = structlog.get_logger(__name__)
 _FIRST_ENCODE_SECONDS = 10.0
 # Between two attempts to write to a store that cannot be written.
 STORE_PAUSE_SECONDS = 2.0
-# Documents that the model thread has at once: enough for it to encode short ones together.
-_MOST_RUNNING = 8
+# Encoded documents whose adapters wait for the store: they hold memory.
+_MOST_UNKEPT = 8
 # What a client is told to wait lies within these.
 _RETRY_AFTER_SECONDS = (1, 600)
 
 
 class EncodeQueue:
-    """Hands documents to the model thread, the oldest first, and keeps their adapters. One event loop owns it.
+    """Hands documents to the model thread, owner by owner, and keeps their adapters. One event loop owns it.
 
-    Only ids wait here; texts wait in the store.
+    A document is leased only once the model is free for it: whatever waits, another replica may take. Only ids wait
+    here; texts wait in the store.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class EncodeQueue:
         adapters: AdapterTier,
         leases: Leases,
         limit: int,
+        together: int,
         adapter_ttl: int | None,
         metrics: Metrics,
         tracer: Tracer,
@@ -68,6 +70,7 @@ class EncodeQueue:
             adapters: keeps the results.
             leases: tell which documents other replicas encode.
             limit: most documents that may wait.
+            together: most short documents of one encode.
             adapter_ttl: seconds an adapter is kept; None: for ever.
             metrics: where encodes are counted.
             tracer: takes their spans.
@@ -77,12 +80,16 @@ class EncodeQueue:
         self._adapters = adapters
         self._leases = leases
         self._limit = limit
+        # While the first of them is encoded alone, the others come together.
+        self._places = 2 * together - 1
         self._adapter_ttl = adapter_ttl
         self._metrics = metrics
         self._tracer = tracer
         self._flights: dict[str, Flight] = {}
-        self._waiting: deque[Flight] = deque()
+        self._waiting = WaitingLine()
         self._flying: list[Flight] = []
+        # Of those, the ones that the model is not done with.
+        self._at_model: list[Flight] = []
         # Other replicas encode these: they take no place here, until `settle` or `take_back`.
         self._elsewhere: dict[str, Flight] = {}
         self._promised = 0
@@ -111,25 +118,22 @@ class EncodeQueue:
         finally:
             self._promised -= 1
 
-    def add(self, document_id: str, *, again: bool = False) -> Flight:
+    def add(self, record: DocumentRecord, *, again: bool = False) -> Flight:
         """Queue a stored document, unless it is on its way already; once the queue is closed, the flight has ended.
 
         Args:
-            document_id: of the document.
+            record: of the document.
             again: its adapter is gone and a question waits for it: it goes first.
         """
-        flight = self._flights.get(document_id)
+        flight = self._flights.get(record.id)
         if flight is None:
             request_id = structlog.contextvars.get_contextvars().get("request_id")
-            flight = Flight(document_id, again=again, origin=self._tracer.here(), request_id=request_id)
+            flight = Flight(record, again=again, origin=self._tracer.here(), request_id=request_id)
             if self.closed:
                 flight.end()
                 return flight
-            self._flights[document_id] = flight
-            if again:
-                self._waiting.appendleft(flight)
-            else:
-                self._waiting.append(flight)
+            self._flights[record.id] = flight
+            self._waiting.add(flight, first=again)
             self._arrived.set()
         flight.again = flight.again or again
         return flight
@@ -176,13 +180,12 @@ class EncodeQueue:
         flight = self._elsewhere.pop(document_id, None)
         if flight is not None:
             flight.progress = None
-            self._waiting.appendleft(flight)
+            self._waiting.add(flight, first=True)
             self._arrived.set()
 
     def _put_aside(self, flight: Flight) -> bool:
         """Whether another replica may have the flight; then it waits no more."""
-        if flight in self._waiting:
-            self._waiting.remove(flight)
+        if self._waiting.remove(flight):
             self._elsewhere[flight.document_id] = flight
         return flight.document_id in self._elsewhere
 
@@ -216,9 +219,9 @@ class EncodeQueue:
         try:
             while True:
                 self._arrived.clear()
-                while self._waiting and len(self._flying) < _MOST_RUNNING:
-                    flight = self._waiting.popleft()
+                while (flight := self._next()) is not None:
                     self._flying.append(flight)
+                    self._at_model.append(flight)
                     flight.task = asyncio.create_task(self._fly(flight))
                     tasks.add(flight.task)
                     flight.task.add_done_callback(tasks.discard)
@@ -232,7 +235,23 @@ class EncodeQueue:
             for flight in list(self._flights.values()):
                 self._end(flight)
 
+    def _next(self) -> Flight | None:
+        """Takes the next flight for which the model is free out of the line."""
+        if len(self._flying) - len(self._at_model) >= _MOST_UNKEPT:
+            return None
+        short = sum(flight.is_short for flight in self._at_model)
+        if short >= self._places:
+            return None
+        has_long = len(self._at_model) > short
+        return self._waiting.pop(lambda flight: flight.is_short or not has_long)
+
+    def _leave_model(self, flight: Flight) -> None:
+        if flight in self._at_model:
+            self._at_model.remove(flight)
+            self._arrived.set()
+
     def _land(self, flight: Flight, _: asyncio.Task[None]) -> None:
+        self._leave_model(flight)
         self._flying.remove(flight)
         self._arrived.set()
 
@@ -256,6 +275,7 @@ class EncodeQueue:
         outcome = "cancelled"
         try:
             encoded = await self._encode(flight)
+            self._leave_model(flight)
             if encoded is not None:
                 await self._keep(flight.document_id, encoded)
                 now = time.monotonic()
@@ -283,10 +303,10 @@ class EncodeQueue:
             await self._leases.release(flight.document_id)
 
     async def _encode(self, flight: Flight) -> EncodedDocument | None:
-        """None where the document has been deleted."""
+        """None where the document has been deleted, or encoded meanwhile."""
         text = await self._persist(lambda: self._documents.text(flight.document_id))
         record = await self._persist(lambda: self._documents.find(flight.document_id))
-        if text is None or record is None:
+        if text is None or record is None or record.status != "queued":
             return None
         found = await self._thread.call(lambda model: model.document_id(text))
         if found != (record.text_id or record.id):

@@ -259,6 +259,7 @@ class Engine:
             adapters=adapters,
             leases=leases,
             limit=settings.queue_limit,
+            together=settings.encode_together,
             adapter_ttl=settings.adapter_ttl,
             metrics=self.metrics,
             tracer=self._tracer,
@@ -283,12 +284,14 @@ class Engine:
             metrics=self.metrics,
             tracer=self._tracer,
         )
-        for document_id in await store.queued():
-            queue.add(document_id)
         self._background.append(asyncio.create_task(queue.run()))
         if isinstance(store, SharedStore) and redis_leases is not None:
             replicas = Replicas(store, redis_leases, queue=queue, adapters=adapters, on_deleted=questions.end_all)
             self._background.append(asyncio.create_task(replicas.run()))
+        else:
+            for document_id in await store.queued():
+                if (record := await store.find(document_id)) is not None:
+                    queue.add(record)
         if settings.adapter_ttl is not None:
             self._background.append(asyncio.create_task(_drop_expired(documents)))
         _log.info("ready", model=model.name, checkpoint=model.checkpoint_name, fingerprint=model.fingerprint[:16])

@@ -22,9 +22,12 @@ class FairQueue(Generic[T]):
         return sum(len(items) for items in self._items.values())
 
     def __iter__(self) -> Iterator[T]:
-        """All items, in no particular order."""
-        for items in self._items.values():
-            yield from items
+        """All items, in the order of turns."""
+        rounds = [deque(items) for items in self._items.values()]
+        while rounds:
+            for items in rounds:
+                yield items.popleft()
+            rounds = [items for items in rounds if items]
 
     def add(self, owner: str, item: T) -> None:
         """Take an item."""

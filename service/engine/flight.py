@@ -6,6 +6,8 @@ import asyncio
 import time
 
 from service.engine.jobs import EncodeProgress
+from service.engine.scheduler import SHORT_CHARACTERS
+from service.store.record import DocumentRecord
 from service.tracing import SpanPlace
 
 __all__ = ["Flight"]
@@ -16,6 +18,8 @@ class Flight:
 
     Attributes:
         document_id: of the document.
+        owner: of the document; owners take turns.
+        is_short: it does not wait for the end of a long one.
         created_at: when it got its place in the queue (`time.monotonic`).
         origin: the span of the request that asked for it.
         request_id: of that request, for the log.
@@ -26,9 +30,12 @@ class Flight:
     """
 
     def __init__(
-        self, document_id: str, *, again: bool, origin: SpanPlace | None = None, request_id: str | None = None
+        self, record: DocumentRecord, *, again: bool, origin: SpanPlace | None = None, request_id: str | None = None
     ) -> None:
-        self.document_id = document_id
+        self.document_id = record.id
+        self.owner = record.owner
+        # A character has at least one byte: what is short here is so for the model's thread too.
+        self.is_short = record.bytes <= SHORT_CHARACTERS
         self.created_at = time.monotonic()
         self.origin = origin
         self.request_id = request_id

@@ -71,7 +71,7 @@ class Replicas:
     async def _hear(self, news: News) -> None:
         match news.event:
             case "queued":
-                self._queue.add(news.document_id)
+                await self._queue_up(news.document_id)
             case "progress" if news.document_id in self._queue.not_here:
                 await self._see_progress([news.document_id])
             case "free":
@@ -96,7 +96,7 @@ class Replicas:
         before = self._queue.not_here
         queued = await self._store.queued()
         for document_id in queued:
-            self._queue.add(document_id)
+            await self._queue_up(document_id)
         for document_id in before.difference(queued):
             self._queue.settle(document_id)
         leased = await self._see_progress(list(self._queue.not_here))
@@ -107,6 +107,12 @@ class Replicas:
             for document_id in set(held) - await self._store.existing(held):
                 self._forget(document_id)
             self._look_for_deleted_at = time.monotonic() + _LOOK_FOR_DELETED_SECONDS
+
+    async def _queue_up(self, document_id: str) -> None:
+        if self._queue.find(document_id) is None:
+            record = await self._store.find(document_id)
+            if record is not None and record.status == "queued":
+                self._queue.add(record)
 
     async def _see_progress(self, document_ids: list[str]) -> set[str]:
         """Take note of how far others are; the documents that someone encodes."""

@@ -9,7 +9,7 @@ from service.engine.fair_queue import FairQueue
 from service.engine.jobs import CallJob, EncodeJob, EncodeRequest, Job, Question
 from service.errors import NotReady
 
-__all__ = ["Scheduler"]
+__all__ = ["SHORT_CHARACTERS", "Scheduler"]
 
 # Rows of the batch. More make each token of all of them slower; fewer let short answers wait for the ends of long ones.
 _MAX_ROWS = 16
@@ -17,8 +17,8 @@ _MAX_ROWS = 16
 _ANSWER_SHARE = 2.0
 # Before a slice has been measured.
 _FIRST_SLICE_SECONDS = 0.5
-# A document of at most this many characters is short: it is encoded with others, and does not wait for a long one.
-_SHORT_CHARACTERS = 8192
+SHORT_CHARACTERS = 8192
+"""Most characters of a short document: it is encoded with others, and does not wait for a long one."""
 
 
 class Scheduler:
@@ -148,7 +148,7 @@ class Scheduler:
 
 
 def _is_short(request: EncodeRequest) -> bool:
-    return len(request.text) <= _SHORT_CHARACTERS
+    return len(request.text) <= SHORT_CHARACTERS
 
 
 def _may_share(request: EncodeRequest) -> bool:

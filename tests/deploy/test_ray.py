@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 _PATIENCE_SECONDS = 900.0
 _DOCUMENTS = 20
-_QUESTIONS = ("Where is Mary?", "Where is John?", "Who went to the office?", "What is in the garden?", "Who is there?")
+_QUESTIONS = ("Where is Mary?", "Who went to the office?", "What is in the garden?")
 _NAMES = ("Mary", "John", "Sandra", "Ada", "Tom")
 _PLACES = ("kitchen", "garden", "office", "school")
 _MAX_TOKENS = 8
@@ -148,7 +148,12 @@ def documents(cluster: _Cluster) -> list[str]:
     sent = [cluster.client.post("/documents", json={"text": _text(number)}) for number in range(_DOCUMENTS)]
     assert {response.status_code for response in sent} == {202}, [response.text for response in sent]
     ids = [str(response.json()["id"]) for response in sent]
-    _until(lambda: all(cluster.client.get(f"/documents/{name}").json()["status"] == "ready" for name in ids))
+
+    def are_ready() -> bool:
+        listed = cluster.client.get("/documents", params={"limit": 100}).json()["data"]
+        return {document["id"] for document in listed if document["status"] == "ready"} == set(ids)
+
+    _until(are_ready)
     return ids
 
 
@@ -167,7 +172,7 @@ def expected(documents: list[str], checkpoint: Path) -> dict[tuple[str, str], st
         for name, adapter in asyncio.run(read()).items()
         for question in _QUESTIONS
     }
-    assert len(set(answers.values())) >= _DOCUMENTS, "answers tell documents apart"
+    assert len(set(answers.values())) > len(answers) / 3, "answers tell documents apart"
     return answers
 
 

@@ -152,6 +152,20 @@ def test_facts_may_stand_between_the_sentences_of_a_passage(count_words: CountTo
 
 
 @pytest.mark.usefixtures("data_root")
+def test_a_renamed_story_keeps_its_answers_and_none_of_its_words(count_words: CountTokens) -> None:
+    for facts in (1, 2):
+        plain = BabiLong(split="train", count_tokens=count_words, facts=facts)
+        renamed = BabiLong(split="train", count_tokens=count_words, facts=facts, renamed_share=1.0, inline_share=0.0)
+        for seed in SEEDS:
+            before = plain.draw(random.Random(seed), tokens=0)
+            after = renamed.draw(random.Random(seed), tokens=0)
+            assert len(after.questions) == len(before.questions)
+            assert len({q.answer for q in after.questions}) == len({q.answer for q in before.questions})
+            assert all(line in _text(after).splitlines() for q in after.questions for line in q.support)
+            assert not re.search(r"\b(Mary|John|Sandra|Daniel)\b", _text(after))
+
+
+@pytest.mark.usefixtures("data_root")
 def test_the_splits_share_no_story_and_no_chapter(count_words: CountTokens) -> None:
     train, dev = (
         "\n".join(_text(task.draw(random.Random(seed), tokens=300)) for seed in range(100))
@@ -205,6 +219,7 @@ def test_short_stories_can_be_left_out(count_words: CountTokens) -> None:
     [
         ({"facts": 4}, "facts: got 4, expected 1, 2 or 3"),
         ({"kind": "sorted"}, "kind: got 'sorted', expected events or raw"),
+        ({"renamed_share": -0.1}, "renamed_share: got -0.1, expected from 0 to 1"),
         ({"inline_share": 1.5}, "inline_share: got 1.5, expected from 0 to 1"),
     ],
 )

@@ -14,9 +14,12 @@ from perk.base_model import load_tokenizer
 from perk.errors import InvalidInput
 from perk.segments import join_passages
 
+# Published sets are made from folders in their own test.
+OF_THIS_MACHINE = sorted({*MAKEABLE_TASKS} - {"hotpot-qa", "squad", "trivia-qa"})
+
 
 @pytest.mark.usefixtures("data_root")
-@pytest.mark.parametrize("task", MAKEABLE_TASKS)
+@pytest.mark.parametrize("task", OF_THIS_MACHINE)
 def test_every_task_is_written_and_can_be_read_again(task: str, tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "made" / f"{task}.jsonl"
     lines = make_data(task, out, tokens=300, count=5, base=str(tiny_llama))

@@ -98,6 +98,12 @@ def test_aggregate_questions_are_answered_by_all_grades(count_words: CountTokens
             match = re.fullmatch(r"What is the (\w+) grade of all students\?", question.question)
             assert match
             assert question.answer == str(expected[match[1]])
+            if match[1] == "average":
+                assert question.support == (), "all records are too many to recall"
+            else:
+                (line,) = question.support
+                assert line in str(document.context).splitlines()
+                assert line.endswith(f"Grade: {question.answer}")
             asked.add(match[1])
     assert asked == set(expected)
 
@@ -150,6 +156,20 @@ def test_a_position_is_refused_where_a_question_is_about_several_students(count_
     task = StudentRecords(split="dev", count_tokens=count_words, kinds=("relation",))
     with pytest.raises(InvalidInput, match=r"position: got 0.5, .*student-relation"):
         task.draw(random.Random(0), tokens=100, position=0.5)
+
+
+def test_near_numbers_share_their_first_digits_with_another(count_words: CountTokens) -> None:
+    task = StudentRecords(split="train", count_tokens=count_words, records=40, near_share=1.0)
+    document = task.draw(random.Random(0), tokens=1)
+    numbers = [line[len("Student <") : len("Student <") + 7] for line in str(document.context).splitlines()]
+    assert len(set(numbers)) == 40
+    assert len({number[:2] for number in numbers}) == 1
+    assert len({number[:5] for number in numbers}) > 1
+
+
+def test_a_share_of_near_numbers_out_of_range_is_refused(count_words: CountTokens) -> None:
+    with pytest.raises(InvalidInput, match=r"near_share: got 1.5, expected from 0 to 1"):
+        StudentRecords(split="train", count_tokens=count_words, near_share=1.5)
 
 
 @pytest.mark.parametrize(

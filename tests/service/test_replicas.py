@@ -73,6 +73,27 @@ def test_the_same_text_sent_to_two_replicas_at_once_is_encoded_once(
     assert _answer(replicas[0], sent[0]) == _answer(replicas[1], sent[0])
 
 
+def test_a_replica_leases_what_it_encodes_and_leaves_the_rest_to_the_others(
+    start_replica: Callable[..., Any], redis: Any, slow_checkpoint: Path, long_text: str
+) -> None:
+    replicas = [start_replica(name, checkpoint=slow_checkpoint) for name in ("one", "other")]
+    texts = [long_text[start : start + 300] for start in range(0, 1200, 300)]
+    sent = [replicas[0].client.post("/documents", json={"text": text}).json() for text in texts]
+    leases = []
+
+    def all_ready() -> bool:
+        leases.append(sum(name.endswith(":lease") for name in redis.names()))
+        return all(_show(replicas[0], document)["status"] == "ready" for document in sent)
+
+    replicas[0].until(all_ready)
+
+    encoded = [replica.metric(_ENCODED) for replica in replicas]
+    assert sum(encoded) == 4
+    assert min(encoded) >= 1
+    # While the last adapter is being written, the model has the next document.
+    assert max(leases) <= 4
+
+
 def test_every_replica_shows_how_far_an_encode_is(
     start_replica: Callable[..., Any], slow_checkpoint: Path, long_text: str
 ) -> None:

@@ -1,0 +1,1 @@
+"""Load on a running service: users who ask, and some who send documents meanwhile."""

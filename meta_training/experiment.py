@@ -1,0 +1,178 @@
+"""An experiment: runs that differ in a few settings, scored on the same data, and reported together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from meta_training.evaluate import Method, evaluate
+from meta_training.make_data import make_data
+from meta_training.report import report
+from meta_training.settings import read_settings
+from meta_training.trainer import run_training
+from perk.errors import InvalidInput, PerkError
+
+__all__ = ["Experiment", "StoppedError", "read_experiment", "run_experiment"]
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+class StoppedError(PerkError):
+    """A signal stopped a run before its last step; its state is saved."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Variant(_Settings):
+    """One of the runs that are compared."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    """Its folder, inside the experiment's."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings over the configuration's, by dotted names."""
+    tags: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """What the report lists it by as an ablation; none: by its method."""
+
+
+class ScoredData(_Settings):
+    """What all runs are scored on: one file for each length and position."""
+
+    task: str
+    tokens: tuple[PositiveInt, ...] = Field(min_length=1)
+    positions: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    """Places of the needle; none: anywhere."""
+    count: PositiveInt
+    """Documents of each file."""
+    questions: PositiveInt | None = None
+    """As in ``make-data``."""
+
+
+class Experiment(_Settings):
+    """What to train and what to score."""
+
+    config: str
+    """Configuration of all runs: a file of ``meta_training/configs``."""
+    output: Path
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    baselines: tuple[Method, ...] = ()
+    """Methods that need no training of their own; asked of the first variant's base."""
+    data: tuple[ScoredData, ...] = Field(min_length=1)
+    seed: int = 1
+    """Of the data; the runs have their own."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Experiment:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError("variants: each needs a name of its own")
+        return self
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    position: float | None
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read a YAML file.
+
+    Raises:
+        InvalidInput: it cannot be read, or a key or value is wrong.
+    """
+    try:
+        return Experiment.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInput("experiment", path.name, f"a readable YAML file ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(field or "experiment", repr(first.get("input"))[:80], first["msg"]) from error
+
+
+def run_experiment(experiment: Experiment, overrides: Sequence[str] = ()) -> Path:
+    """Train every variant, score all of them, write the report; returns its page.
+
+    What an earlier call has finished is not done again: a run goes on from its saved state, and a score that is there
+    stays. So an interrupted experiment is called again, and one whose settings change needs another `output`.
+
+    Args:
+        experiment: what to do.
+        overrides: ``key=value`` settings on top of every run's.
+
+    Raises:
+        StoppedError: a run was stopped by a signal.
+        PerkError: as training and scoring raise.
+    """
+    files = list(_make_files(experiment, _base(experiment, overrides)))
+    scores: list[Path] = []
+    for variant in experiment.variants:
+        chosen = _overrides(experiment, variant, overrides)
+        settings = read_settings(CONFIGS / experiment.config, chosen)
+        resume = (settings.output / "state.safetensors").exists()
+        step = run_training(CONFIGS / experiment.config, chosen, resume=resume)
+        if step < settings.total_steps:
+            raise StoppedError(f"{variant.name}: stopped at step {step} of {settings.total_steps}; call again to go on")
+        methods: list[Method] = [settings.method]
+        if variant is experiment.variants[0]:
+            methods += experiment.baselines
+        for method in methods:
+            tags = variant.tags if method == settings.method else {}
+            scores += [_score(experiment, variant, file, method, tags) for file in files]
+    page = experiment.output / "report.md"
+    report(scores, page)
+    return page
+
+
+def _make_files(experiment: Experiment, base: str) -> Iterator[_File]:
+    for data in experiment.data:
+        for tokens in data.tokens:
+            for position in data.positions or (None,):
+                place = "" if position is None else f"-at-{position:g}"
+                path = experiment.output / "data" / f"{data.task}-{tokens}{place}.jsonl"
+                if not path.exists():
+                    make_data(
+                        data.task,
+                        path,
+                        tokens=tokens,
+                        count=data.count,
+                        seed=experiment.seed,
+                        position=position,
+                        questions=data.questions,
+                        base=base,
+                    )
+                yield _File(path, position)
+
+
+def _score(
+    experiment: Experiment, variant: Variant, file: _File, method: Method, tags: dict[str, str | int | float | bool]
+) -> Path:
+    path = experiment.output / "scores" / f"{variant.name}-{method}-{file.path.stem}.json"
+    if not path.exists():
+        scores = evaluate(str(experiment.output / variant.name), file.path, method=method)
+        # By its name alone: where the run lies says nothing about it.
+        scores["checkpoint"] = variant.name
+        marks = {"position": file.position, "ablation": tags}
+        scores |= {name: value for name, value in marks.items() if value not in (None, {})}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".new")
+        scratch.write_text(json.dumps(scores) + "\n", encoding="utf-8")
+        scratch.replace(path)
+    return path
+
+
+def _overrides(experiment: Experiment, variant: Variant, further: Sequence[str]) -> list[str]:
+    chosen = [f"{key}={json.dumps(value)}" for key, value in variant.set.items()]
+    return [*chosen, *further, f"output={experiment.output / variant.name}"]
+
+
+def _base(experiment: Experiment, overrides: Sequence[str]) -> str:
+    return read_settings(CONFIGS / experiment.config, _overrides(experiment, experiment.variants[0], overrides)).base
