@@ -21,7 +21,7 @@ ENCODERS = "encoder"
 ANSWERERS = "answerer"
 FRONTS = "front"
 
-# Documents that an encoder takes from the store at once.
+# Calls that an encoder has at once; each stands for a document that waits for one of them, or is being encoded.
 _ENCODES = 8
 # Questions of an answerer's batch: with more on their way, another answerer is worth its start.
 _ANSWERS = 16

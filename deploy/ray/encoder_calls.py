@@ -28,7 +28,7 @@ class EncoderCalls:
 
         Args:
             encoders: handle of their deployment.
-            limit: most calls at a time, which should be what all of them together take. More documents wait here, in
+            limit: most calls at a time, which should be what all of them together have. More documents wait here, in
                 the queue that the front bounds.
         """
         self._encoders = encoders

@@ -31,7 +31,7 @@ def create_front(*, encoders: str, answerers: str, most_encodes: int) -> FastAPI
     Args:
         encoders: name of their deployment.
         answerers: name of theirs.
-        most_encodes: documents that all encoders together take at once.
+        most_encodes: calls that all encoders together have at once.
     """
     configure_logs()
     settings = load_settings()

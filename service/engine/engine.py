@@ -168,8 +168,12 @@ class Engine:
 
         Raises:
             NotReady: the service is starting or stopping.
+            StoreError: the store cannot be read.
         """
-        await self._running().queue.add(document_id).ended()
+        parts = self._running()
+        record = await parts.store.find(document_id)
+        if record is not None and record.status == "queued":
+            await parts.queue.add(record).ended()
 
     def begin_stop(self) -> None:
         """Take no more work and end what runs: encodes after their slice, answers within their time of grace."""
