@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
-# The service as an image: `docker build --target cpu .`, or `--target gpu` for NVIDIA GPUs. The default base model, the
-# default checkpoint and, in the latter, the compiled kernels are inside: a container starts without any network.
+# The service as an image: `docker build --target cpu .`, `--target gpu` for NVIDIA GPUs, `--target ray` for a Ray
+# cluster. The default base model, the default checkpoint and, for GPUs, the compiled kernels are inside: a container
+# starts without any network.
 #
 # pip is configured where it runs: PIP_INDEX_URL and PIP_EXTRA_INDEX_URL as build arguments reach it. Where they name an
 # index with CPU builds of torch, the cpu image is smaller by gigabytes; TORCH says which build.
@@ -35,6 +36,9 @@ RUN pip install --constraint constraints.txt --editable '.[train,tracing]'
 
 FROM dependencies AS gpu-dependencies
 RUN pip install --constraint constraints.txt --editable '.[train,tracing,gpu]'
+
+FROM dependencies AS ray-dependencies
+RUN pip install --constraint constraints.txt --editable '.[train,tracing,ray]'
 
 FROM dependencies AS base-model
 COPY kernels kernels
@@ -76,6 +80,20 @@ ENV TRITON_CACHE_DIR=/srv/kernels
 COPY --from=gpu-dependencies /srv/venv /srv/venv
 COPY --from=gpu-kernels --chown=10001:10001 /srv/kernels /srv/kernels
 USER 10001:10001
+
+FROM service AS ray
+USER 0
+# KubeRay asks its pods with wget how they are, and starts them from a login shell, which has a path of its own.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && ln -s /srv/venv/bin/ray /usr/local/bin/ray
+COPY --from=ray-dependencies /srv/venv /srv/venv
+COPY deploy deploy
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "deploy.ray"]
+CMD ["--host", "0.0.0.0", "--port", "8000"]
 
 # Last, so that `docker build .` makes it.
 FROM service AS cpu

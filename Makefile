@@ -53,7 +53,7 @@ $(BASE): $(INSTALL_INPUTS)
 	@touch $@
 
 $(TEST): $(INSTALL_INPUTS)
-	scripts/install.sh dev,train
+	scripts/install.sh dev,train,ray
 	@touch $@ $(BASE)
 
 $(MODEL): | $(BASE)

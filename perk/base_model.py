@@ -20,14 +20,26 @@ import torch
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from perk.errors import BaseModelError
 
-__all__ = ["DEFAULT_BASE", "BaseModel", "cache_directory", "load_base_model", "load_tokenizer", "pick_device"]
+__all__ = [
+    "COMPUTE_DTYPES",
+    "DEFAULT_BASE",
+    "BaseModel",
+    "cache_directory",
+    "load_base_model",
+    "load_outline",
+    "load_tokenizer",
+    "pick_device",
+]
 
 DEFAULT_BASE = "default"
+
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
+"""What bases compute in where nothing else is said: on CPUs, and on GPUs."""
 
 Report = Callable[[str], None]
 
@@ -132,10 +144,40 @@ def load_base_model(
         raise BaseModelError(f"base model {source!r} cannot be loaded: {error}") from error
     fingerprint = _fingerprint(model)
     if dtype is None:
-        dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+        on_cpu, on_gpu = COMPUTE_DTYPES
+        dtype = on_gpu if target.type == "cuda" else on_cpu
     nn.Module.to(model, device=target, dtype=dtype)
     model.eval()
     model.requires_grad_(False)
+    return _base_model(source, model, tokenizer, fingerprint)
+
+
+def load_outline(source: str, *, fingerprint: str, dtype: torch.dtype, report: Report | None = None) -> BaseModel:
+    """A base model without its weights: it has names, shapes and a tokenizer, and can compute nothing.
+
+    Args:
+        source: as for `load_base_model`.
+        fingerprint: of the weights that it stands for.
+        dtype: that those compute in.
+        report: called with a line of text when a long step starts.
+
+    Raises:
+        BaseModelError: the model cannot be found, fetched, verified or read.
+    """
+    location = str(_default_folder(report or (lambda _line: None))) if source == DEFAULT_BASE else source
+    try:
+        with _quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(location)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            tokenizer = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"base model {source!r} cannot be read: {error}") from error
+    model.eval()
+    model.requires_grad_(False)
+    return _base_model(source, model, tokenizer, fingerprint)
+
+
+def _base_model(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> BaseModel:
     return BaseModel(
         name=_DEFAULT_NAME if source == DEFAULT_BASE else Path(source).name,
         model=model,

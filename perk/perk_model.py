@@ -12,9 +12,9 @@ from torch import Tensor
 
 from perk.answer import Answer, Answering, AnswerRequest
 from perk.answer_batch import AnswerBatch
-from perk.base_model import BaseModel, load_base_model
+from perk.base_model import COMPUTE_DTYPES, BaseModel, load_base_model, load_outline
 from perk.checkpoint import Checkpoint, load_checkpoint
-from perk.errors import CheckpointError, InvalidInput
+from perk.errors import BaseMismatch, CheckpointError, InvalidInput
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
@@ -99,6 +99,27 @@ class PerkModel:
         model = load_base_model(source, device=device, report=report)
         use_liger(model)
         return cls(model, loaded)
+
+    @classmethod
+    def load_outline(cls, checkpoint: str | Path, fingerprint: str) -> PerkModel:
+        """A model without weights, which tells ids, counts tokens and writes PEFT folders, and can do no more.
+
+        Args:
+            checkpoint: folder, or the name of a shipped one.
+            fingerprint: of the models that encode and answer elsewhere.
+
+        Raises:
+            BaseMismatch: those have another checkpoint.
+        """
+        loaded = load_checkpoint(checkpoint)
+        base = loaded.settings.base
+        for dtype in COMPUTE_DTYPES:
+            outline = cls(load_outline(base.source, fingerprint=base.fingerprint, dtype=dtype), loaded)
+            if outline.fingerprint == fingerprint:
+                return outline
+        raise BaseMismatch(
+            f"checkpoint {loaded.name!r} is not the one of the models with fingerprint {fingerprint[:16]}"
+        )
 
     @property
     def name(self) -> str:

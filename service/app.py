@@ -19,7 +19,7 @@ from service.api import chat, documents, operations, questions
 from service.api.observe import Observe
 from service.api.openapi import allowed_methods, complete
 from service.api.problems import ProblemError, as_problem, problem_response
-from service.engine.engine import Engine, load_perk_model
+from service.engine.engine import Engine, EngineParts, load_perk_model
 from service.errors import ServiceError
 from service.keys import KeyRing
 from service.metrics import Metrics
@@ -30,19 +30,25 @@ from service.uploads.extract import TextExtraction
 __all__ = ["create_app"]
 
 
-def create_app(settings: Settings, *, load_model: Callable[[Settings], PerkModel] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    load_model: Callable[[Settings], PerkModel] | None = None,
+    replaced: EngineParts | None = None,
+) -> FastAPI:
     """An application with an engine of its own, which its lifespan starts and stops.
 
     Args:
         settings: of the service.
         load_model: gives the model, on the thread that will own it; None: the one that the settings name.
+        replaced: parts of the engine to have in place of the usual ones.
 
     Raises:
         LoadFailed: the environment asks for traces, and what sends them is not installed.
     """
     metrics = Metrics()
     tracer = open_tracer()
-    engine = Engine(settings, load_model or load_perk_model, metrics, tracer)
+    engine = Engine(settings, load_model or load_perk_model, metrics, tracer, replaced)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""Many documents through a running service: some are sent ahead, and one that is refused stops no other."""
+"""Many documents at once: some are sent ahead, and one that is refused stops no other."""
 
 from __future__ import annotations
 
@@ -7,14 +7,33 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from service.client import Busy, Client, Refused
+from service.client import Busy, Refused
 
-__all__ = ["Encoded", "Source", "encode_all", "find_sources"]
+__all__ = ["DocumentClient", "Encoded", "Source", "encode_all", "find_sources"]
 
 # Sent and not yet ready: enough for the service to encode short ones together, few beside its queue.
 _AHEAD = 8
+
+
+class DocumentClient(Protocol):
+    """Where documents are encoded: a running service, or a store."""
+
+    def send(self, text: str, title: str) -> dict[str, Any]:
+        """Send a document; returns the document object.
+
+        Raises:
+            Busy: there is no place for it just now.
+            Refused: it cannot be a document.
+        """
+
+    def follow(self, document_id: str) -> Iterator[dict[str, Any]]:
+        """Document objects while it is encoded; the last is ready or failed.
+
+        Raises:
+            Refused: it is gone.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,7 @@ class Encoded:
     Attributes:
         source: the file.
         document: the document object, or None where the file was not taken.
-        known: whether the service had it encoded before.
+        known: whether it was encoded before.
         problem: why the file was not taken, or could not be encoded.
     """
 
@@ -59,13 +78,15 @@ def find_sources(paths: Sequence[Path], glob: str) -> list[Source]:
     return list(found.values())
 
 
-def encode_all(client: Client, sources: Sequence[Source], report: Callable[[Source, float], None]) -> Iterator[Encoded]:
+def encode_all(
+    client: DocumentClient, sources: Sequence[Source], report: Callable[[Source, float], None]
+) -> Iterator[Encoded]:
     """Encode files, and say of each how it ended, in the order of `sources`.
 
-    What the service has encoded already it knows by its text: after a stop, the same call goes on where it was.
+    What is encoded already is known by its text: after a stop, the same call goes on where it was.
 
     Args:
-        client: of the service.
+        client: sends them.
         sources: the files.
         report: told how far a file is, 0 to 1.
 
@@ -92,7 +113,7 @@ def encode_all(client: Client, sources: Sequence[Source], report: Callable[[Sour
         yield _wait(client, waiting.popleft(), report)
 
 
-def _send(client: Client, source: Source) -> Encoded:
+def _send(client: DocumentClient, source: Source) -> Encoded:
     try:
         text = source.path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -108,7 +129,7 @@ def _send(client: Client, source: Source) -> Encoded:
     return Encoded(source, document, known=document["status"] == "ready")
 
 
-def _wait(client: Client, sent: Encoded, report: Callable[[Source, float], None]) -> Encoded:
+def _wait(client: DocumentClient, sent: Encoded, report: Callable[[Source, float], None]) -> Encoded:
     document = sent.document
     if document is None or sent.known:
         return sent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from service.bulk import Encoded, Source, encode_all, find_sources
+from service.bulk import DocumentClient, Encoded, Source, encode_all, find_sources
 from service.client import Client, ClientError
 from service.settings import SettingsError, describe_settings, load_settings
 
@@ -74,24 +75,31 @@ def serve(
 
 @app.command()
 def encode(
+    context: typer.Context,
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH...", help="Text files in UTF-8, or folders of them.", exists=True)
     ],
     glob: Annotated[str, typer.Option(help="What to take from folders.")] = "**/*.txt",
+    store: Annotated[
+        bool, typer.Option("--store", help="Encode here, into the store that the settings name, without a service.")
+    ] = False,
     server: _Server = _DEFAULT_SERVER,
     key: _Key = None,
     as_json: _Json = False,
 ) -> None:
-    """Encode documents on a running service and wait until they are ready.
+    """Encode documents on a running service, or straight into a store, and wait until they are ready.
 
     What is encoded already is not encoded again: a command that was stopped goes on where it was.
     """
+    if store and _is_given(context, "server"):
+        raise typer.BadParameter("give --store or --server, not both")
     sources = find_sources(paths, glob)
     if not sources:
         _fail("encode", f"no file matches {glob}")
     results: list[Encoded] = []
     try:
-        with _client("encode", server, key) as client, _Bars(len(sources)) as bars:
+        encoding = _store_client("encode", key) if store else _client("encode", server, key)
+        with encoding as client, _Bars(len(sources)) as bars:
             for result in encode_all(client, sources, bars.update):
                 bars.end(result.source)
                 results.append(result)
@@ -137,8 +145,7 @@ def documents(
     """List, show or delete documents; without a command, list them."""
     if context.invoked_subcommand is not None:
         # Ignored, they would send the command to another server than the one named.
-        sources = [context.get_parameter_source(name) for name in context.params]
-        if any(source is not None and source.name == "COMMANDLINE" for source in sources):
+        if any(_is_given(context, name) for name in context.params):
             raise typer.BadParameter(f"give the options after {context.invoked_subcommand!r}")
     else:
         with _client("documents", server, key) as client:
@@ -218,6 +225,28 @@ def _client(command: str, server: str, key: str | None) -> Iterator[Client]:
             yield client
     except (ClientError, OSError) as error:
         _fail(command, str(error))
+
+
+@contextmanager
+def _store_client(command: str, key: str | None) -> Iterator[DocumentClient]:
+    try:
+        settings = load_settings()
+        # Loads torch: no other client does.
+        from service.logging import configure_logs
+        from service.store_client import StoreClient
+
+        # The bars tell what goes well.
+        configure_logs(logging.WARNING)
+        with StoreClient(settings, key) as client:
+            yield client
+    except (ClientError, SettingsError, OSError) as error:
+        _fail(command, str(error))
+
+
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether an option stands in the command itself, and not only in the environment."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _fail(command: str, reason: str) -> NoReturn:

@@ -12,8 +12,8 @@ from transformers.utils import logging as transformers_logging
 __all__ = ["configure_logs", "describe_error"]
 
 
-def configure_logs() -> None:
-    """Send the logs of this process, those of libraries included, to standard error as JSON."""
+def configure_logs(level: int = logging.INFO) -> None:
+    """Send the logs of this process, those of libraries included, to standard error as JSON, from a level on."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -39,7 +39,7 @@ def configure_logs() -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level)
     # Our own line a request says more than the server's; httpx logs whole addresses.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("httpx").setLevel(logging.WARNING)

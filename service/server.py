@@ -61,6 +61,9 @@ async def _run(settings: Settings, listener: socket.socket) -> int:
     engine: Engine = app.state.engine
     config = uvicorn.Config(
         app,
+        # Said outright: whatever else is installed beside the service, it is this parser that reads requests.
+        http="h11",
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

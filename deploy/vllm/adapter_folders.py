@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from deploy.vllm.settings import VllmSettings
-from perk.base_model import BaseModel, load_base_model
+from perk.base_model import COMPUTE_DTYPES, BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, load_checkpoint
 from perk.errors import BaseModelError, PerkError
 from perk.lora import AdaptedModel, export_peft
@@ -30,8 +30,6 @@ __all__ = ["AdapterFolders", "Refused"]
 _log = structlog.get_logger(__name__)
 
 _ID = re.compile(r"doc_[0-9a-f]{32}")
-# Types that encoders compute in, of which the fingerprint holds one: CPUs and GPUs.
-_DTYPES = (torch.float32, torch.bfloat16)
 _DECODER = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 # Linear modules that vLLM 0.33 puts adapters on, by the base's family. Its GPT-2 takes none.
 _MODULES = {"llama": _DECODER, "qwen2": _DECODER}
@@ -139,7 +137,7 @@ class AdapterFolders:
         nn.Module.to(base.model, device="meta")
         _log.info("adapters are found", base=base.name, checkpoint=checkpoint.name, rank=checkpoint.settings.lora.rank)
         initial = checkpoint.tensors["initial"]
-        fingerprints = [configuration_fingerprint(base, checkpoint, dtype) for dtype in _DTYPES]
+        fingerprints = [configuration_fingerprint(base, checkpoint, dtype) for dtype in COMPUTE_DTYPES]
         return _Exporter(
             adapted,
             {

@@ -53,6 +53,7 @@ class Documents:
 
     Attributes:
         model_name: of the base.
+        fingerprint: of all that determines an adapter besides the text.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Documents:
         """
         self.model_name = model.name
         self._checkpoint_name = model.checkpoint_name
-        self._fingerprint = model.fingerprint
+        self.fingerprint = model.fingerprint
         self._thread = thread
         self._store = store
         self._adapters = adapters
@@ -133,7 +134,7 @@ class Documents:
             record, is_new = await self._store.add(
                 DocumentRecord(
                     id=document_id,
-                    fingerprint=self._fingerprint,
+                    fingerprint=self.fingerprint,
                     status="queued",
                     title=title,
                     metadata=metadata,

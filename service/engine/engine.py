@@ -32,12 +32,25 @@ from service.store.redis_leases import RedisLeases
 from service.store.shared import SharedStore
 from service.tracing import Tracer
 
-__all__ = ["Engine", "load_perk_model"]
+__all__ = ["Engine", "EngineParts", "load_perk_model"]
 
 _log = structlog.get_logger(__name__)
 
 # Between two looks for adapters beyond their time; a question never gets one of those, however long this is.
 _EXPIRY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """What a deployment over several machines puts in place of the engine's own.
+
+    Attributes:
+        leases: says which documents are encoded here, given what says so in the store.
+        questions: takes the questions; called as `Questions`.
+    """
+
+    leases: Callable[[Leases], Leases] | None = None
+    questions: Callable[..., Questions] = Questions
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,12 @@ class Engine:
     """
 
     def __init__(
-        self, settings: Settings, load: Callable[[Settings], PerkModel], metrics: Metrics, tracer: Tracer
+        self,
+        settings: Settings,
+        load: Callable[[Settings], PerkModel],
+        metrics: Metrics,
+        tracer: Tracer,
+        replaced: EngineParts | None = None,
     ) -> None:
         """Prepare the engine; nothing is loaded or opened yet.
 
@@ -68,8 +86,10 @@ class Engine:
             load: gives the model, on the thread that will own it.
             metrics: where everything is counted.
             tracer: takes the spans of encodes and questions.
+            replaced: parts to have in place of the usual ones.
         """
         self.metrics = metrics
+        self._replaced = replaced or EngineParts()
         self.quotas = Quotas()
         self._tracer = tracer
         self._settings = settings
@@ -142,6 +162,18 @@ class Engine:
         parts = self._running()
         await parts.documents.delete(document_id, owner)
         parts.questions.end_all(document_id)
+
+    async def until_encoded(self, document_id: str) -> None:
+        """Wait until the encode of a stored document has ended, well or not, here or in another replica.
+
+        Raises:
+            NotReady: the service is starting or stopping.
+            StoreError: the store cannot be read.
+        """
+        parts = self._running()
+        record = await parts.store.find(document_id)
+        if record is not None and record.status == "queued":
+            await parts.queue.add(record).ended()
 
     def begin_stop(self) -> None:
         """Take no more work and end what runs: encodes after their slice, answers within their time of grace."""
@@ -217,6 +249,8 @@ class Engine:
                 self._redis, redis, redis_leases, disk, limit=settings.queue_limit, metrics=self.metrics
             )
             await store.open()
+        if self._replaced.leases is not None:
+            leases = self._replaced.leases(leases)
         adapters = MemoryTier(
             store,
             budget=settings.memory_budget // 2,
@@ -246,7 +280,7 @@ class Engine:
             adapter_ttl=settings.adapter_ttl,
             metrics=self.metrics,
         )
-        questions = Questions(
+        questions = self._replaced.questions(
             thread=self._thread,
             documents=documents,
             quotas=self.quotas,

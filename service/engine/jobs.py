@@ -190,6 +190,7 @@ class Question:
     Attributes:
         request: what is asked.
         deadline: when it ends, answered or not (`time.monotonic`), or None.
+        asked_at: when it was put in the queue (`time.monotonic`).
         started_at: when the model took it up (`time.monotonic`), or None.
         prompt_tokens: known with the first delta.
         completion_tokens: so far.
@@ -200,6 +201,7 @@ class Question:
     ) -> None:
         self.request = request
         self.deadline = deadline
+        self.asked_at = time.monotonic()
         self.started_at: float | None = None
         self.prompt_tokens = 0
         self.completion_tokens = 0

@@ -10,6 +10,7 @@ from functools import partial
 from perk.answer import AnswerRequest
 from service.engine.answer_stream import AnswerStream
 from service.engine.documents import Documents
+from service.engine.jobs import Question
 from service.engine.model_thread import ModelThread
 from service.engine.quotas import Quotas
 from service.errors import DocumentNotFound
@@ -91,22 +92,34 @@ class Questions:
             stop=options.stop,
         )
         self._quotas.require_tokens(tenant)
-        adapter = None if document_id is None else await self._documents.adapter(document_id, tenant.owner)
-        asked_at = time.monotonic()
-        queued = self._thread.ask(
-            replace(request, adapter=adapter), owner=tenant.owner, deadline=arrived_at + self._deadline_seconds
-        )
+        queued = await self.put(document_id, request, tenant.owner, deadline=arrived_at + self._deadline_seconds)
         stream = AnswerStream(
             document_id,
             queued,
             arrived_at=arrived_at,
-            asked_at=asked_at,
+            asked_at=queued.asked_at,
             spend=partial(self._quotas.spend, tenant),
             metrics=self._metrics,
             tracer=self._tracer,
         )
         self._open.add(stream)
         return stream
+
+    async def put(self, document_id: str | None, request: AnswerRequest, owner: str, *, deadline: float) -> Question:
+        """Put a question in the model's queue, once the adapter of its document is there.
+
+        Args:
+            document_id: of the document; None asks the base model alone.
+            request: the question, without an adapter.
+            owner: of the document; owners take turns.
+            deadline: when it ends, answered or not (`time.monotonic`).
+
+        Raises:
+            ServiceError: as `Documents.adapter`.
+            QueueFull: too many questions wait.
+        """
+        adapter = None if document_id is None else await self._documents.adapter(document_id, owner)
+        return self._thread.ask(replace(request, adapter=adapter), owner=owner, deadline=deadline)
 
     def end_all(self, document_id: str) -> None:
         """End the answers from a document that has been deleted."""

@@ -23,7 +23,7 @@ from service.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 # What every Debian image has, or the base image of Python.
-_COMMANDS_OF_THE_BASE = {"python", "pip", "groupadd", "useradd", "apt-get", "rm", "chmod"}
+_COMMANDS_OF_THE_BASE = {"python", "pip", "groupadd", "useradd", "apt-get", "rm", "chmod", "ln"}
 
 
 def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
