@@ -219,8 +219,9 @@ def test_serve_does_not_start_with_a_bad_setting(monkeypatch: pytest.MonkeyPatch
 
 
 def test_bench_runs_the_benchmarks(tiny_checkpoint: Path) -> None:
+    other_adapter = ["--all-layers", "--rank", "3", "--memory-budget", "64MiB"]
     encode = CliRunner().invoke(
-        app, ["bench", "encode", "--tokens", "64", "--checkpoint", str(tiny_checkpoint), "--json"]
+        app, ["bench", "encode", "--tokens", "64", "--checkpoint", str(tiny_checkpoint), *other_adapter, "--json"]
     )
     ask = CliRunner().invoke(app, ["bench", "ask", "--checkpoint", str(tiny_checkpoint), "--json"])
 
@@ -230,3 +231,9 @@ def test_bench_runs_the_benchmarks(tiny_checkpoint: Path) -> None:
     )
     assert ask.exit_code == 0, ask.output
     assert json.loads(ask.stdout)
+
+
+def test_a_memory_budget_that_is_no_size_is_named() -> None:
+    result = CliRunner().invoke(app, ["bench", "encode", "--memory-budget", "lots"])
+    assert result.exit_code == 2
+    assert "'lots'" in result.output
