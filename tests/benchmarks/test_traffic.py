@@ -79,7 +79,7 @@ def test_kernels_stay_near_the_floor_and_peft_does_not(tokens: int, name: str, m
 def test_the_rms_rule_moves_no_more_than_the_committed_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """At full size: it is the order in which groups of tensors come that keeps a gradient in the cache."""
     monkeypatch.setenv("PERK_KERNELS", "triton")
-    (case,) = [case for case in traffic_cases(MODEL_SHAPES["Qwen2.5-0.5B"], 4096) if case.name == "rms_update rank 16"]
+    case = next(c for c in traffic_cases(MODEL_SHAPES["Qwen2.5-0.5B"], 4096) if c.name == "rms_update rank 16")
     assert measure(case).dram <= COMMITTED[case.name]["dram"]
 
 
