@@ -7,13 +7,15 @@ Both sides take the same micro-batches of the same segments, in turn, and the me
 - Vocabulary: the checkpoint's inner loss may let only `inner.candidates` frequent ids and the document's own compete;
   theirs takes the whole vocabulary. ``full_vocabulary_seconds`` is ours with the whole vocabulary too.
 
+By default the adapter is the checkpoint's. With another rank, or on all layers, it is one before meta-training, and all
+else stays as the checkpoint has it.
+
 Ours includes cutting the text into segments and planning; theirs gets the micro-batches ready-made.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -22,33 +24,44 @@ from benchmarks.flops import count_encoding_flops, measure_product_rate
 from benchmarks.peak_memory import PeakMemory
 from benchmarks.peft_fine_tuning import PeftFineTuning
 from benchmarks.result import print_result
+from perk.base_model import load_base_model
 from perk.batches import MicroBatch, make_micro_batches
+from perk.checkpoint import new_checkpoint
 from perk.errors import InvalidInput
 from perk.inner_loop import Encoding
+from perk.lora import AdaptedModel
 from perk.perk_model import PerkModel
 from perk.segments import Segment
-from perk.settings import InnerSettings
+from perk.settings import InnerSettings, LoraSettings
 
 __all__ = ["count_candidates", "main", "plan_micro_batches", "run", "start_encoding"]
 
-# What `PerkModel.start_encoding` takes under its default memory budget.
-_TOKEN_LIMIT = 512
 
-
-def run(tokens: int = 1024, checkpoint: str = "default", repeats: int = 3) -> dict[str, float]:
+def run(
+    tokens: int = 1024,
+    checkpoint: str = "default",
+    repeats: int = 3,
+    *,
+    all_layers: bool = False,
+    rank: int | None = None,
+    memory_budget: int | None = None,
+) -> dict[str, float]:
     """Measure.
 
     Args:
         tokens: length of the document, prefixes of segments not counted.
         checkpoint: folder, or the name of a shipped one.
         repeats: timed runs of each side; one of each goes before, untimed.
+        all_layers: put adapters on all layers, wherever the checkpoint begins.
+        rank: of the adapters, if not the checkpoint's.
+        memory_budget: as in `PerkModel.start_encoding`; the other side takes the same micro-batches.
 
     Returns:
         - ``tokens``;
         - ``encode_seconds``, ``peft_seconds``, ``full_vocabulary_seconds``: medians;
         - ``ratio``: ``peft_seconds / encode_seconds``, above 1 where ours is faster;
-        - ``gemm_fraction``: operations a second of our encoding (`benchmarks.flops` says which count) over those of a
-          large float32 matrix product;
+        - ``gemm_fraction``: operations a second of our encoding (`benchmarks.flops` says which count: those that run)
+          over those of a large float32 matrix product;
         - ``peak_mb``: largest resident memory during our encoding, the base model included, in 10^6 bytes; measured
           before the other side is loaded.
 
@@ -58,25 +71,30 @@ def run(tokens: int = 1024, checkpoint: str = "default", repeats: int = 3) -> di
     """
     if repeats < 1:
         raise InvalidInput("repeats", str(repeats), "at least 1")
-    model = PerkModel.load(checkpoint, device="cpu")
+    model = _load(checkpoint, all_layers=all_layers, rank=rank)
     inner = model.settings.inner
     full_vocabulary = inner.model_copy(update={"candidates": None})
     text = generate_document(model, tokens)
     segments = model.split(text)
-    batches = plan_micro_batches(model, segments)
+    batches = plan_micro_batches(model, segments, memory_budget)
     with PeakMemory() as peak:
-        _encode(model, text, inner)
+        _encode(model, text, inner, memory_budget)
     fine_tuning = PeftFineTuning(model, batches)
     fine_tuning.run()
     encode_seconds, peft_seconds, full_vocabulary_seconds, product_rates = [], [], [], []
     for _ in range(repeats):
-        encode_seconds.append(_seconds(lambda: _encode(model, text, inner)))
+        encode_seconds.append(_seconds(lambda: _encode(model, text, inner, memory_budget)))
         peft_seconds.append(_seconds(fine_tuning.run))
-        full_vocabulary_seconds.append(_seconds(lambda: _encode(model, text, full_vocabulary)))
+        full_vocabulary_seconds.append(_seconds(lambda: _encode(model, text, full_vocabulary, memory_budget)))
         product_rates.append(measure_product_rate())
     ours, theirs = statistics.median(encode_seconds), statistics.median(peft_seconds)
     flops = count_encoding_flops(
-        model.adapted, model.weighting, batches, steps=inner.steps, candidates=count_candidates(model, segments)
+        model.adapted,
+        model.weighting,
+        batches,
+        steps=inner.steps,
+        candidates=count_candidates(model, segments),
+        merged=start_encoding(model, segments, inner, memory_budget).merges,
     )
     return {
         "tokens": tokens,
@@ -89,14 +107,26 @@ def run(tokens: int = 1024, checkpoint: str = "default", repeats: int = 3) -> di
     }
 
 
-def main(tokens: int, checkpoint: str, as_json: bool) -> None:
+def main(
+    tokens: int,
+    checkpoint: str,
+    as_json: bool,
+    *,
+    all_layers: bool = False,
+    rank: int | None = None,
+    memory_budget: int | None = None,
+) -> None:
     """Encode a document, and fine-tune on it with peft, autograd and AdamW in the same run."""
-    print_result(run(tokens, checkpoint), as_json=as_json)
+    result = run(tokens, checkpoint, all_layers=all_layers, rank=rank, memory_budget=memory_budget)
+    print_result(result, as_json=as_json)
 
 
-def start_encoding(model: PerkModel, segments: Sequence[Segment], inner: InnerSettings) -> Encoding:
+def start_encoding(
+    model: PerkModel, segments: Sequence[Segment], inner: InnerSettings, memory_budget: int | None = None
+) -> Encoding:
     """Plan an encoding under other settings of the inner loop than the checkpoint's own."""
     tensors = model.checkpoint.tensors
+    token_limit, state_limit = model.encoding_limits(1, memory_budget)
     return Encoding(
         model.adapted,
         model.weighting,
@@ -104,18 +134,37 @@ def start_encoding(model: PerkModel, segments: Sequence[Segment], inner: InnerSe
         tensors["initial"],
         tensors["log_step_sizes"],
         [segments],
-        token_limit=_TOKEN_LIMIT,
-        state_limit=sys.maxsize,
+        token_limit=token_limit,
+        state_limit=state_limit,
     )
 
 
-def plan_micro_batches(model: PerkModel, segments: Sequence[Segment]) -> list[MicroBatch]:
+def plan_micro_batches(
+    model: PerkModel, segments: Sequence[Segment], memory_budget: int | None = None
+) -> list[MicroBatch]:
     """The micro-batches of `start_encoding`."""
-    return make_micro_batches([segments], token_limit=_TOKEN_LIMIT, pad_id=model.base.eos_id)
+    token_limit, _ = model.encoding_limits(1, memory_budget)
+    return make_micro_batches([segments], token_limit=token_limit, pad_id=model.base.eos_id)
 
 
-def _encode(model: PerkModel, text: str, inner: InnerSettings) -> None:
-    encoding = start_encoding(model, model.split(text), inner)
+def _load(checkpoint: str, *, all_layers: bool, rank: int | None) -> PerkModel:
+    model = PerkModel.load(checkpoint, device="cpu")
+    changes: dict[str, int] = {}
+    if all_layers:
+        changes["first_layer"] = 0
+    if rank is not None:
+        changes["rank"] = rank
+    if not changes:
+        return model
+    lora = LoraSettings.model_validate(model.settings.lora.model_dump() | changes)
+    settings = model.settings.model_copy(update={"lora": lora})
+    base = load_base_model(settings.base.source, device="cpu")
+    adapted = AdaptedModel(base, lora)
+    return PerkModel(base, new_checkpoint(adapted, settings, seed=0), adapted=adapted)
+
+
+def _encode(model: PerkModel, text: str, inner: InnerSettings, memory_budget: int | None) -> None:
+    encoding = start_encoding(model, model.split(text), inner, memory_budget)
     while not encoding.done:
         encoding.advance()
     encoding.results()

@@ -11,6 +11,11 @@ For M tokens in R rows of length T, a layer with frozen weights of E elements in
     adapter backward      2·M·r·(in + 2·out) for A and B, and 2·M·r·in for the input
     attention backward    2.5 times its forward: five products for two, as the scores are made again
 and for K tokens of loss among C rows of the LM head 2·K·H·C for the logits, the same again for their gradient.
+
+Where the adapter is merged into the weights once a step (`kernels.merged_projections`), that is
+    merging               2·r·in·out once a step, whatever M
+    adapter forward       nothing
+    adapter backward      4·M·r·(in + out) for A and B, nothing for the input
 """
 
 from __future__ import annotations
@@ -79,6 +84,13 @@ class _Linear:
     def frozen(self, tokens: int) -> int:
         return 2 * tokens * self.inputs * self.outputs
 
+    def merging(self) -> int:
+        return 2 * self.rank * self.inputs * self.outputs
+
+    def merged_backward(self, tokens: int, *, to_input: bool) -> int:
+        adapter = 4 * tokens * self.rank * (self.inputs + self.outputs)
+        return adapter + (self.frozen(tokens) if to_input else 0)
+
     def backward(self, tokens: int, *, to_input: bool) -> int:
         adapter = 2 * tokens * self.rank * (self.inputs + 2 * self.outputs)
         onward = 2 * tokens * self.inputs * (self.outputs + self.rank)
@@ -92,6 +104,7 @@ def count_encoding_flops(
     *,
     steps: int,
     candidates: int,
+    merged: bool,
 ) -> EncodingFlops:
     """What an encoding with kept lower states computes: lower layers once, weights once, upper layers in every step.
 
@@ -101,13 +114,17 @@ def count_encoding_flops(
         batches: micro-batches of one document.
         steps: inner steps N.
         candidates: rows C of the LM head that compete.
+        merged: the adapter is merged into the weights once a step.
     """
     lower = [_linears(layer, adapted, index) for index, layer in enumerate(_layers(adapted.lower))]
     first = adapted.settings.first_layer
     upper = [_linears(layer, adapted, first + index) for index, layer in enumerate(_layers(adapted.upper))]
     hidden = adapted.base.head.shape[1]
     adapted_depths = [linear.depth for linear in upper[0] if linear.rank]
-    products = attention = 0
+    products = steps * sum(linear.merging() for layer in upper for linear in layer) if merged else 0
+    attention = 0
+    forward = _Linear.frozen if merged else _Linear.forward
+    backward = _Linear.merged_backward if merged else _Linear.backward
     for batch in batches:
         rows, length = batch.ids.shape
         tokens, loss_tokens = rows * length, batch.targets.numel()
@@ -122,10 +139,10 @@ def count_encoding_flops(
             )
             attention += len(upper) * look
 
-        each = sum(linear.forward(tokens) for layer in upper for linear in layer)
+        each = sum(forward(linear, tokens) for layer in upper for linear in layer)
         # The first adapted layer's input depends on no adapter: no gradient goes where only that is read.
-        each += sum(linear.backward(tokens, to_input=linear.depth > min(adapted_depths)) for linear in upper[0])
-        each += sum(linear.backward(tokens, to_input=True) for layer in upper[1:] for linear in layer)
+        each += sum(backward(linear, tokens, to_input=linear.depth > min(adapted_depths)) for linear in upper[0])
+        each += sum(backward(linear, tokens, to_input=True) for layer in upper[1:] for linear in layer)
         each += 2 * 2 * loss_tokens * hidden * candidates
         differentiated = len(upper) - (min(adapted_depths) > 0)
         attention += steps * (len(upper) * look + differentiated * look * 5 // 2)

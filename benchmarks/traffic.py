@@ -29,7 +29,8 @@ from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record
 from kernels import adamw_update, lora_linear, rms_update, weighted_cross_entropy
 from kernels.dispatch import capability
 from kernels.model_shapes import MODEL_SHAPES, ModelShape
-from kernels.triton_ops.weighted_cross_entropy import choose_blocks
+from kernels.triton_ops.programs import PROGRAMS
+from kernels.triton_ops.vocabulary_plan import choose_blocks
 
 __all__ = ["H100", "Case", "Row", "measure", "traffic_cases"]
 
@@ -190,7 +191,7 @@ def _head_case(shape: ModelShape, tokens: int, vocabulary: int) -> Case:
     weights = torch.ones(1, tokens, dtype=torch.bfloat16)
     x, w, logits = tokens * shape.hidden, head.numel(), tokens * vocabulary
     block = choose_blocks(torch.bfloat16, capability(head.device), tangents=False)
-    shares = max(1, 128 // -(-tokens // block.tokens))
+    shares = max(1, PROGRAMS // -(-tokens // block.tokens))
     block_bytes = block.vocabulary * shape.hidden * head.itemsize
     part = head[: shares * _RECORDED * block.vocabulary]
     blocks = -(-vocabulary // (block.vocabulary * shares))
@@ -234,6 +235,14 @@ def _extend(trace: Trace, head: Tensor, block_bytes: int, shares: int, blocks: i
         launch[number] = longer + program[-3:]
 
 
+def _write(path: Path, rows: list[Row]) -> None:
+    """After each row: counting all takes long, and what has been counted shall not be lost."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
 def main() -> int:
     """The command line; returns the exit status: 1 if a case moves more than 1.15 of its floor."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description="Count bytes of Triton kernels.")
@@ -249,12 +258,9 @@ def main() -> int:
             continue
         row = measure(case)
         rows.append(row)
+        if arguments.csv:
+            _write(arguments.csv, rows)
         print(json.dumps(asdict(row)) if arguments.json else "  ".join(map(str, asdict(row).values())), flush=True)
-    if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
     return int(any(row.dram_to_floor > 1.15 for row in rows))
 
 

@@ -1,9 +1,10 @@
 """sum_t w_t · (logsumexp(h_t Wᵀ) − h_t · W[y_t]): LM head and token-weighted NLL without stored logits.
 
 The head is the largest matrix of a small model: its logits ``[T, V]`` would be by far the largest tensor of the
-inner loop. They are made and consumed in chunks of tokens that stay in cache. Because the gradient of the loss is
-known in closed form, (softmax − onehot) W, it is computed in the same pass over the logits; the second derivative
-goes through another pass, by the Hessian-vector product Wᵀ (p ∘ u − p (p · u)) with u = W v.
+inner loop. They are made and consumed in blocks of tokens and vocabulary that stay in cache, under a running maximum
+and a running sum. Because the gradient of the loss is known in closed form, (softmax − onehot) W, it is computed in the
+same pass over the logits; the second derivative goes through another pass, by the Hessian-vector product
+Wᵀ (p ∘ u − p (p · u)) with u = W v.
 
 Products with W, per token: 2 for loss and gradient, 3 more for the second derivative. The Triton kernels
 (`kernels.triton_ops.weighted_cross_entropy`) take as many, and keep the logits on chip.
@@ -21,8 +22,10 @@ from kernels.dispatch import use_triton
 
 __all__ = ["weighted_cross_entropy"]
 
-# Tokens a chunk: 64 rows of a 50k vocabulary are 12 MB in float32, which stays in a last-level cache.
-_CHUNK = 64
+# Bytes of a block of logits, which stays in a last-level cache.
+_BLOCK_BYTES = 8 << 20
+# Tokens of a block: so many that laying out its part of the head for the product costs little beside it.
+_BLOCK_TOKENS = 512
 
 
 def weighted_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -53,21 +56,33 @@ class _TokenNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         wants_gradient = ctx.needs_input_grad[0]
-        nll = hidden.new_empty(hidden.shape[0])
+        tokens, vocabulary = hidden.shape[0], head.shape[0]
+        nll = hidden.new_empty(tokens)
         gradient = torch.empty_like(hidden) if wants_gradient else hidden.new_empty(0)
-        for start in range(0, hidden.shape[0], _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            logits = hidden[rows] @ head.T
-            picked = targets[rows, None]
-            target_logit = logits.gather(1, picked).squeeze(1)
-            peak = logits.amax(1, keepdim=True)
-            logits.sub_(peak).exp_()
-            total = logits.sum(1, keepdim=True)
-            nll[rows] = (total.log() + peak).squeeze(1) - target_logit
+        for start in range(0, tokens, _BLOCK_TOKENS):
+            rows = slice(start, min(start + _BLOCK_TOKENS, tokens))
+            x = hidden[rows]
+            peak = x.new_full((x.shape[0], 1), -torch.inf)
+            total, target_logit = torch.zeros_like(peak), torch.zeros_like(peak)
+            slope = torch.zeros_like(x) if wants_gradient else gradient
+            columns = max(1, _BLOCK_BYTES // (x.itemsize * x.shape[0]))
+            for first in range(0, vocabulary, columns):
+                block = head[first : first + columns]
+                logits = x @ block.T
+                new_peak = torch.maximum(peak, logits.amax(1, keepdim=True))
+                place = targets[rows, None] - first
+                inside = (place >= 0) & (place < block.shape[0])
+                picked = logits.gather(1, place.clamp(0, block.shape[0] - 1))
+                target_logit += torch.where(inside, picked, 0)
+                logits.sub_(new_peak).exp_()
+                decay = (peak - new_peak).exp_()
+                total.mul_(decay).add_(logits.sum(1, keepdim=True))
+                if wants_gradient:
+                    slope.mul_(decay).addmm_(logits, block)
+                peak = new_peak
+            nll[rows] = (total.log() + peak - target_logit).squeeze(1)
             if wants_gradient:
-                probabilities = logits.div_(total)
-                probabilities.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=logits.dtype))
-                torch.mm(probabilities, head, out=gradient[rows])
+                torch.sub(slope.div_(total), head[targets[rows]], out=gradient[rows])
         ctx.save_for_backward(hidden, head, targets, gradient)
         return nll
 
@@ -91,12 +106,11 @@ class _TokenNllGradient(torch.autograd.Function):
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, None, None, None]:
         hidden, head = ctx.saved_tensors
         product = torch.empty_like(hidden)
-        for start in range(0, hidden.shape[0], _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            count = hidden[rows].shape[0]
-            both = torch.cat([hidden[rows], direction[rows]]) @ head.T
-            probabilities = both[:count].softmax(1)
-            tangent = both[count:]
+        count = max(1, min(_BLOCK_TOKENS, _BLOCK_BYTES // (hidden.itemsize * head.shape[0])))
+        for start in range(0, hidden.shape[0], count):
+            rows = slice(start, start + count)
+            logits, tangent = hidden[rows] @ head.T, direction[rows] @ head.T
+            probabilities = logits.softmax(1)
             inner = torch.linalg.vecdot(probabilities, tangent)
             tangent.sub_(inner[:, None]).mul_(probabilities)
             torch.mm(tangent, head, out=product[rows])

@@ -95,7 +95,8 @@ class AnswerBatch:
         ids = torch.tensor([row.next_ids for row in rows], device=base.device)
         caches = RowCaches([row.cache for row in rows])
         starts = torch.tensor([[row.cache.length] for row in rows], device=base.device)
-        with self._adapted.decoding(), self._adapted.bind(adapters), row_attention(base):
+        adapted = [row.request.adapter is not None for row in rows]
+        with self._adapted.decoding(), self._adapted.bind_rows(adapters, adapted), row_attention(base):
             states = base.backbone(
                 input_ids=ids,
                 position_ids=starts + torch.arange(ids.shape[1], device=base.device),

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kernels import weighted_cross_entropy
 from perk.batches import MicroBatch, make_micro_batches
 from perk.lora import AdaptedModel
+from perk.merged_layers import MergedLayers
 from perk.segments import Segment
 from perk.settings import InnerSettings
 from perk.token_weights import TokenWeighting
@@ -124,17 +125,28 @@ class InnerLoss:
         weights: Tensor = self.weighting(prepared.last_states.to(self.weighting.up.weight.dtype))
         return shares * weights.to(shares.dtype)
 
-    def predicting_states(self, theta: Tensor, prepared: PreparedBatch, *, gradient: Tensor | None = None) -> Tensor:
+    def predicting_states(
+        self,
+        theta: Tensor,
+        prepared: PreparedBatch,
+        *,
+        gradient: Tensor | None = None,
+        merged: MergedLayers | None = None,
+    ) -> Tensor:
         """Last hidden states ``[D, K, H]`` that predict the loss tokens, under adapters ``[D, P]``.
 
-        With `gradient`, the backward pass adds the adapters' to that buffer (`AdaptedModel.bind`).
+        With `gradient`, the backward pass adds the adapters' to that buffer (`AdaptedModel.bind`). With `merged` too,
+        the only document's adapter has been merged into those layers.
         """
         states = prepared.states
         if states is None:
             with torch.no_grad():
                 states = self.adapted.lower_states(prepared.batch.ids)
-        with self.adapted.bind(theta.to(states.dtype), gradient=gradient):
-            last = self.adapted.upper_states(states)
+        if merged is not None and gradient is not None:
+            last = self.adapted.merged_states(merged, states, theta, gradient)
+        else:
+            with self.adapted.bind(theta.to(states.dtype), gradient=gradient):
+                last = self.adapted.upper_states(states)
         return _pick(last, prepared.batch.positions)
 
     def __call__(self, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:
@@ -149,7 +161,13 @@ class InnerLoss:
         return torch.cat([weighted_cross_entropy(*document) for document in one])
 
     def gradient(
-        self, theta: Tensor, prepared: PreparedBatch, weights: Tensor, *, differentiable: bool
+        self,
+        theta: Tensor,
+        prepared: PreparedBatch,
+        weights: Tensor,
+        *,
+        differentiable: bool,
+        merged: MergedLayers | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss ``[D]`` and its gradient ``[D, P]`` with respect to `theta`, a leaf.
 
@@ -158,6 +176,7 @@ class InnerLoss:
             prepared: the micro-batch.
             weights: of its loss tokens, ``[D, K]``.
             differentiable: keep the graph, so that the gradient can be differentiated again.
+            merged: layers into which `theta` has been merged, for one document's gradient that is not.
         """
         with torch.enable_grad(), double_backward(differentiable):
             if differentiable:
@@ -165,7 +184,8 @@ class InnerLoss:
                 (gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=True)
             else:
                 gradient = torch.zeros_like(theta, requires_grad=False)
-                loss = self.loss(self.predicting_states(theta, prepared, gradient=gradient), prepared, weights)
+                states = self.predicting_states(theta, prepared, gradient=gradient, merged=merged)
+                loss = self.loss(states, prepared, weights)
                 torch.autograd.grad(loss.sum(), theta, allow_unused=True)
         return loss.detach(), gradient
 
@@ -202,7 +222,9 @@ class Encoding:
             log_step_sizes: logarithms of the step sizes, ``[N, M]``.
             documents: segments of each of the D documents.
             token_limit: most tokens of a micro-batch; bounds the memory of a slice.
-            state_limit: most bytes of lower activations kept over the steps; beyond it they are recomputed.
+            state_limit: most bytes kept over the steps: a copy of the adapted layers' weights to merge the adapter into
+                (one document on a CPU; without it, its terms are products of their own), and the activations below
+                (without them, they are recomputed).
         """
         base = adapted.base
         self.steps = settings.steps
@@ -219,6 +241,8 @@ class Encoding:
         self._moments: Moments = self._rule.start(self._theta)
         batches = self._inner_loss.batches
         hidden_bytes = base.head.shape[1] * base.dtype.itemsize
+        self.merges = adapted.merges(len(documents), state_limit)
+        state_limit -= (adapted.merged_bytes or 0) if self.merges else 0
         self._keep_states = sum(b.ids.numel() for b in batches) * hidden_bytes <= state_limit
         self._losses: list[Tensor] = []
         self._seconds = 0.0
@@ -289,12 +313,15 @@ class Encoding:
             weights.append(self._inner_loss.weights(ready))
             prepared.append(replace(ready, last_states=None))
             yield
+        merged = self._inner_loss.adapted.start_merging() if self.merges else None
         for step in range(self.steps):
+            if merged is not None:
+                merged.merge(self._theta)
             gradient = torch.zeros_like(self._theta)
             total = torch.zeros(len(self.tokens), device=gradient.device)
             self._theta.requires_grad_()
             for index, (ready, weight) in enumerate(zip(prepared, weights, strict=True)):
-                loss, part = self._inner_loss.gradient(self._theta, ready, weight, differentiable=False)
+                loss, part = self._inner_loss.gradient(self._theta, ready, weight, differentiable=False, merged=merged)
                 gradient += part
                 total += loss
                 if index == len(prepared) - 1:

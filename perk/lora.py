@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from kernels import lora_linear
+from kernels import RowAdapters, lora_linear, multi_adapter
+from kernels.dispatch import is_differentiated, use_triton
 from perk.base_model import BaseModel
 from perk.errors import BaseModelError, InvalidInput
+from perk.merged_layers import FrozenLayers, MergedLayers, can_run
 from perk.packed_linear import PackedLinear, can_pack
 from perk.settings import LoraSettings
 
@@ -25,6 +28,9 @@ __all__ = ["AdaptedModel", "AdapterLayout", "LoraLinear", "export_peft"]
 
 # Values of ``model_type`` in a base's configuration.
 _FAMILIES = ("gpt2", "llama", "qwen2")
+
+# Numbers that a token needs in a pass through the modules, in units of H · (adapted layers), measured and rounded up.
+_ACTIVATIONS_PER_TOKEN = 40
 
 
 class LoraLinear(nn.Module):
@@ -44,6 +50,8 @@ class LoraLinear(nn.Module):
         # Where the gradients of A and B are added to; None: autograd hands them on.
         self.gradients: tuple[Tensor, Tensor] | None = None
         self.packed: PackedLinear | None = None
+        # When decoding in Triton: where each row's adapter lies.
+        self.rows: RowAdapters | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -55,7 +63,7 @@ class LoraLinear(nn.Module):
         """``[D·S, T, in]`` to ``[D·S, T, out]``."""
         if self.adapter is None:
             unchanged: Tensor = self.frozen(x) if self.packed is None else self.packed(x)
-            return unchanged
+            return unchanged if self.rows is None else multi_adapter(unchanged, x, self.rows)
         a, b = self.adapter
         documents = a.shape[0]
         flat = x.reshape(documents, -1, x.shape[-1])
@@ -122,6 +130,7 @@ class AdaptedModel:
         self.settings = settings
         _require_supported(base)
         layers_name, layers = _decoder_layers(base.backbone)
+        self._all_layers = layers
         self._head: PackedLinear | None = None
         self._packed: list[PackedLinear] = []
         if settings.first_layer >= len(layers):
@@ -142,6 +151,11 @@ class AdaptedModel:
         )
         self.lower = _cut(base.backbone, layers_name, layers[: settings.first_layer], upper=False)
         self.upper = _cut(base.backbone, layers_name, layers[settings.first_layer :], upper=True)
+        self._lower_layers: FrozenLayers | None = None
+        self._upper_layers: FrozenLayers | None = None
+        if can_run(base):
+            self._lower_layers = FrozenLayers(base, list(layers)[: settings.first_layer])
+            self._upper_layers = FrozenLayers(base, list(layers)[settings.first_layer :])
 
     @contextmanager
     def bind(self, theta: Tensor | None, *, gradient: Tensor | None = None) -> Iterator[None]:
@@ -161,6 +175,31 @@ class AdaptedModel:
         finally:
             for linear in linears:
                 linear.adapter = linear.gradients = None
+
+    @contextmanager
+    def bind_rows(self, theta: Tensor | None, adapted: Sequence[bool]) -> Iterator[None]:
+        """Use adapters ``[R, P]`` (or none), one a row, in forward passes that decode R rows.
+
+        In Triton a row that is not `adapted` has rank 0 and costs nothing; else its adapter must be zeros.
+        """
+        if theta is None or not use_triton(theta):
+            with self.bind(theta):
+                yield
+            return
+        rows, size = theta.shape
+        device, rank = theta.device, self.settings.rank
+        ranks = torch.tensor([rank if has_one else 0 for has_one in adapted], dtype=torch.int32, device=device)
+        scales = torch.full((rows,), self.settings.scale, device=device)
+        offsets = torch.tensor([0, *accumulate(self.layout.sizes)][:-1], device=device)
+        starts = offsets[:, None] + size * torch.arange(rows, device=device)
+        buffer = theta.view(-1)
+        for index, linear in enumerate(self._linears.values()):
+            linear.rows = RowAdapters(buffer, starts[2 * index], starts[2 * index + 1], ranks, scales, rank)
+        try:
+            yield
+        finally:
+            for linear in self._linears.values():
+                linear.rows = None
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -184,13 +223,58 @@ class AdaptedModel:
         """Logits ``[R, V]`` of last hidden states ``[R, H]``, when decoding."""
         return states @ self.base.head.T if self._head is None else self._head(states)
 
+    @property
+    def merged_bytes(self) -> int | None:
+        """Bytes of the weights that `start_merging` reserves; None where it cannot be used."""
+        return None if self._upper_layers is None else self._upper_layers.weight_bytes
+
+    def merges(self, documents: int, limit: int) -> bool:
+        """Whether encoding so many documents together merges the adapter, where `limit` bytes may be kept for it."""
+        return documents == 1 and self.merged_bytes is not None and self.merged_bytes <= limit
+
+    def activation_bytes(self, *, merged: bool) -> int:
+        """Bytes that a step of encoding takes for each token of a micro-batch, rounded up."""
+        if merged and self._upper_layers is not None:
+            numbers = self._upper_layers.kept_numbers + self._upper_layers.passing_numbers
+        else:
+            layers = len(self._all_layers) - self.settings.first_layer
+            numbers = self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN
+        return numbers * self.base.dtype.itemsize
+
+    def start_merging(self) -> MergedLayers:
+        """The upper layers for the first-order passes of one document, its adapter merged into a copy of the weights.
+
+        Raises:
+            RuntimeError: `merged_bytes` is None.
+        """
+        if self._upper_layers is None:
+            raise RuntimeError(f"base {self.base.name!r}: adapters cannot be merged for passes")
+        layers_name, layers = _decoder_layers(self.base.backbone)
+        prefix = f"{self.base.model.base_model_prefix}.{layers_name}"
+        paths = [f"{prefix}.{index}" for index in range(self.settings.first_layer, len(layers))]
+        return MergedLayers(self._upper_layers, paths, self.layout, self.settings.scale)
+
+    def merged_states(self, merged: MergedLayers, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
+        """`upper_states` through merged layers; the backward pass adds to `gradient` ``[1, P]``."""
+        norm: nn.Module = self.base.backbone.get_submodule("norm")
+        last: Tensor = norm(merged.run(states, theta, gradient))
+        return last
+
     def lower_states(self, ids: Tensor) -> Tensor:
         """Input of the first adapted layer, ``[B, T, H]``, for token ids ``[B, T]``; independent of any adapter."""
+        if self._lower_layers is not None:
+            embed: Any = self.base.model.get_input_embeddings()
+            return self._lower_layers.run(embed(ids))
         states: Tensor = self.lower(input_ids=ids, use_cache=False).last_hidden_state
         return states
 
     def upper_states(self, states: Tensor) -> Tensor:
         """Last hidden states ``[B, T, H]`` from the input of the first adapted layer."""
+        bound = any(linear.adapter is not None for linear in self._linears.values())
+        if self._upper_layers is not None and not bound and not is_differentiated(states):
+            norm: nn.Module = self.base.backbone.get_submodule("norm")
+            unadapted: Tensor = norm(self._upper_layers.run(states))
+            return unadapted
         last: Tensor = self.upper(inputs_embeds=states, use_cache=False).last_hidden_state
         return last
 

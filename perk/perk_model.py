@@ -25,8 +25,6 @@ __all__ = ["PerkModel", "configuration_fingerprint"]
 # Raised whenever the same text and checkpoint would give another adapter than before.
 _METHOD_VERSION = 1
 
-# Bytes a token needs in one micro-batch, in units of H · (adapted layers), measured with float32 and rounded up.
-_ACTIVATIONS_PER_TOKEN = 40
 _DEFAULT_BUDGET = 2 * 1024**3
 _MIN_SLICE = 256
 # Larger micro-batches gain nothing once matrix products are full, but make a slice longer for those who wait.
@@ -164,6 +162,17 @@ class PerkModel:
         """
         return split_segments(normalise(text), self.base.tokenizer, self.settings.segments)
 
+    def encoding_limits(self, documents: int, memory_budget: int | None = None) -> tuple[int, int]:
+        """Most tokens of a micro-batch, and most bytes kept over the steps, for encoding so many documents together.
+
+        Args:
+            documents: D.
+            memory_budget: bytes; half of them for the micro-batch (default 2 GiB).
+        """
+        half = (memory_budget or _DEFAULT_BUDGET) // 2
+        per_token = self.adapted.activation_bytes(merged=self.adapted.merges(documents, half))
+        return min(max(half // per_token, _MIN_SLICE), _MAX_SLICE), half
+
     def start_encoding(self, texts: Sequence[str], *, memory_budget: int | None = None) -> Encoding:
         """Plan the encoding of D documents together.
 
@@ -177,10 +186,7 @@ class PerkModel:
         """
         if not texts:
             raise InvalidInput("texts", "none", "at least one document")
-        budget = memory_budget or _DEFAULT_BUDGET
-        layers = self.base.model.config.num_hidden_layers - self.settings.lora.first_layer
-        per_token = self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN * self.base.dtype.itemsize
-        token_limit = min(max(budget // (2 * per_token), _MIN_SLICE), _MAX_SLICE)
+        token_limit, state_limit = self.encoding_limits(len(texts), memory_budget)
         return Encoding(
             self.adapted,
             self.weighting,
@@ -189,7 +195,7 @@ class PerkModel:
             self._log_step_sizes,
             [self.split(text) for text in texts],
             token_limit=token_limit,
-            state_limit=budget // 2,
+            state_limit=state_limit,
         )
 
     def encode(self, text: str) -> EncodedDocument:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +17,7 @@ from perk.errors import PerkError
 from perk.perk_model import PerkModel
 from service.api import chat, documents, operations, questions
 from service.api.observe import Observe
-from service.api.openapi import allowed_methods
+from service.api.openapi import allowed_methods, complete
 from service.api.problems import ProblemError, as_problem, problem_response
 from service.engine.engine import Engine, EngineParts, load_perk_model
 from service.errors import ServiceError
@@ -56,7 +57,7 @@ def create_app(
         await engine.stop()
         await asyncio.to_thread(tracer.close)
 
-    app = FastAPI(
+    app = _Application(
         title="perk-serve",
         summary="Documents become adapters; questions are answered from the adapter alone.",
         lifespan=lifespan,
@@ -74,6 +75,18 @@ def create_app(
     for module in (operations, documents, questions, chat):
         app.include_router(module.router)
     return app
+
+
+class _Application(FastAPI):
+    """Whose OpenAPI document is complete."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document."""
+        is_new = self.openapi_schema is None
+        document = super().openapi()
+        if is_new:
+            complete(document, self.state.settings)
+        return document
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Annotated, Any, NoReturn, Self
 
 import typer
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -44,6 +45,14 @@ _MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens of the answer.
 _Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token each time.")]
 _Checkpoint = Annotated[str, typer.Option(help="Folder of a checkpoint, or the name of a shipped one.")]
 _Tokens = Annotated[int, typer.Option(min=1, help="Length of the document.")]
+
+
+def _parse_bytes(text: str) -> int:
+    try:
+        return TypeAdapter(Annotated[ByteSize, Field(ge=1)]).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r} is not a size such as 512MiB") from error
+
 
 _DEFAULT_SERVER = "http://127.0.0.1:8000"
 
@@ -171,11 +180,29 @@ def export(
 
 
 @bench_app.command("encode")
-def bench_encode(tokens: _Tokens = 1024, checkpoint: _Checkpoint = "default", as_json: _Json = False) -> None:
+def bench_encode(
+    tokens: _Tokens = 1024,
+    checkpoint: _Checkpoint = "default",
+    all_layers: Annotated[bool, typer.Option("--all-layers", help="Adapters on all layers.")] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Rank of the adapters.", show_default="the checkpoint's")
+    ] = None,
+    memory_budget: Annotated[
+        int | None,
+        typer.Option(
+            parser=_parse_bytes,
+            metavar="SIZE",
+            envvar="PERK_MEMORY_BUDGET",
+            help="Memory for the encoding, such as 512MiB.",
+            show_default="2 GiB",
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
     """Encode a document, and fine-tune on it with peft, autograd and AdamW in the same run."""
     from benchmarks.encode import main as run
 
-    run(tokens, checkpoint, as_json)
+    run(tokens, checkpoint, as_json, all_layers=all_layers, rank=rank, memory_budget=memory_budget)
 
 
 @bench_app.command("ask")

@@ -36,6 +36,7 @@ _NAMES_OF_OTHERS = frozenset(
 
 _MIB = 1024**2
 _GIB = 1024**3
+_CENTURY = 100 * 365 * 24 * 3600
 
 
 class SettingsError(Exception):
@@ -93,7 +94,7 @@ class Settings(BaseSettings):
     )
     queue_limit: int = Field(64, ge=1, description="most documents, and most questions, that may wait")
     adapter_ttl: int | None = Field(
-        None, ge=1, description="seconds that an adapter is kept after its last use; unset: for ever"
+        None, ge=1, le=_CENTURY, description="seconds that an adapter is kept after its last use; unset: for ever"
     )
     memory_budget: ByteSize = Field(
         ByteSize(2 * _GIB),

@@ -4,9 +4,10 @@ A program takes a block of one tensor of one document, so that its step size is 
 single launch: θ, g, m, v once in, θ, m, v once out. The RMS rule needs a tensor's mean square before it can move its
 first element, which takes two: the first sums the squares of fixed parts, the second adds the parts in order (no
 atomics: the same bits in every run) and moves. It goes through the buffer backwards, so that what the first has read
-last is still in the L2 cache; beyond the cache's size g is read twice.
+last is still in the L2 cache. Both go over a few groups of tensors, one after the other, small enough that g is still
+there when it is wanted again; a buffer of more than a few such groups is not worth their launches, and is read twice.
 
-Bytes at least: AdamW 7 P numbers, the RMS rule 3 P (4 P where the buffer outgrows the cache).
+Bytes at least: AdamW 7 P numbers, the RMS rule 3 P (4 P where g is read twice).
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ _BLOCK = 2048
 # Elements whose squares one program adds up, and most such parts of a tensor.
 _PART = 1 << 16
 _MAX_PARTS = 64
+# Bytes of a group's gradients: with θ in and out, three times that fit into an L2 cache of 40 MB (A100) or 50 (H100).
+_GROUP_BYTES = 12 << 20
+_MOST_GROUPS = 4
+# Tables cut at multiples of this many tensors stay aligned to 16 bytes, as the compiled kernels take them.
+_ALIGNED_TENSORS = 4
 
 
 @triton.jit(do_not_specialize=["first_decay", "second_decay", "first_scale", "second_scale"])
@@ -185,41 +191,64 @@ def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Seque
     documents, size = theta.shape
     part_size = max(_PART, _BLOCK * triton.cdiv(max(sizes), _BLOCK * _MAX_PARTS))
     parts = triton.cdiv(max(sizes), part_size)
-    sums = torch.empty(documents, len(sizes), parts, dtype=sum_dtype(theta.dtype), device=theta.device)
+    step_sizes = step_sizes.contiguous()
     new_theta = torch.empty(theta.shape, dtype=theta.dtype, device=theta.device)
-    launch(
-        square_sum_kernel,
-        (parts, len(sizes), documents),
-        gradient,
-        table,
-        sums,
-        gradient.stride(0),
-        parts,
-        part_size,
-        ACCUMULATOR=accumulator(theta.dtype),
-        BLOCK=_BLOCK,
-        num_warps=8,
-    )
-    launch(
-        rms_kernel,
-        (triton.cdiv(max(sizes), _BLOCK), len(sizes), documents),
-        theta,
-        gradient,
-        step_sizes.contiguous(),
-        table,
-        sums,
-        new_theta,
-        epsilon,
-        theta.stride(0),
-        gradient.stride(0),
-        size,
-        parts,
-        ACCUMULATOR=accumulator(theta.dtype),
-        BLOCK=_BLOCK,
-        BLOCK_PARTS=triton.next_power_of_2(parts),
-        num_warps=8,
-    )
+    for group in _groups(sizes, documents * gradient.itemsize):
+        tensors = group.stop - group.start
+        starts = table[group.start : group.stop + 1]
+        sums = torch.empty(documents, tensors, parts, dtype=sum_dtype(theta.dtype), device=theta.device)
+        launch(
+            square_sum_kernel,
+            (parts, tensors, documents),
+            gradient,
+            starts,
+            sums,
+            gradient.stride(0),
+            parts,
+            part_size,
+            ACCUMULATOR=accumulator(theta.dtype),
+            BLOCK=_BLOCK,
+            num_warps=8,
+        )
+        launch(
+            rms_kernel,
+            (triton.cdiv(max(sizes[group]), _BLOCK), tensors, documents),
+            theta,
+            gradient,
+            step_sizes[group],
+            starts,
+            sums,
+            new_theta,
+            epsilon,
+            theta.stride(0),
+            gradient.stride(0),
+            size,
+            parts,
+            ACCUMULATOR=accumulator(theta.dtype),
+            BLOCK=_BLOCK,
+            BLOCK_PARTS=triton.next_power_of_2(parts),
+            num_warps=8,
+        )
     return new_theta
+
+
+def _groups(sizes: Sequence[int], element_bytes: int) -> list[slice]:
+    """Tensors in runs of at most `_GROUP_BYTES`; all in one where there would be more runs than are worth it.
+
+    Args:
+        sizes: elements of each tensor.
+        element_bytes: bytes that an element has in the gradients of all documents.
+    """
+    found = []
+    first = held = 0
+    for start in range(0, len(sizes), _ALIGNED_TENSORS):
+        added = element_bytes * sum(sizes[start : start + _ALIGNED_TENSORS])
+        if held and held + added > _GROUP_BYTES:
+            found.append(slice(first, start))
+            first, held = start, 0
+        held += added
+    found.append(slice(first, len(sizes)))
+    return found if len(found) <= _MOST_GROUPS else [slice(0, len(sizes))]
 
 
 def _check(theta: Tensor, step_sizes: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -29,6 +29,7 @@ from torch.nn import functional
 from kernels.dispatch import capability, is_differentiated, launch
 from kernels.model_shapes import ModelShape
 from kernels.triton_ops.numbers import accumulator, check_dtype, factor, precision
+from kernels.triton_ops.programs import PROGRAMS
 from kernels.triton_ops.token_sum import token_sum
 
 __all__ = ["PRODUCTS", "aot_cases", "lora_linear"]
@@ -36,9 +37,6 @@ __all__ = ["PRODUCTS", "aot_cases", "lora_linear"]
 PRODUCTS = frozenset({"lora_linear_kernel"})
 
 MAX_RANK = 256
-
-# Programs that fill the multiprocessors of the GPUs in question (an A100 has 108, an H100 132) about once.
-_PROGRAMS = 128
 
 # Tokens of a document up to which a tile of the tensor cores, which has 16 rows, would hold those of one document only.
 _FEW_TOKENS = 16
@@ -276,7 +274,7 @@ def _launch(x: Tensor, a: Tensor, b: Tensor, scale: float, y: Tensor | None, low
     token_blocks = triton.cdiv(tokens, blocks.tokens)
     column_blocks = 0 if y is None else triton.cdiv(outputs, blocks.outputs)
     # Few groups spare low-rank products, many keep all multiprocessors busy.
-    groups = min(max(1, _PROGRAMS // max(1, token_blocks * documents)), max(1, column_blocks))
+    groups = min(max(1, PROGRAMS // max(1, token_blocks * documents)), max(1, column_blocks))
     columns = triton.cdiv(column_blocks, groups)
     groups = triton.cdiv(column_blocks, columns) if columns else 1
     frozen = terms.frozen
@@ -408,13 +406,14 @@ def _first_order(
     """dx = dy W + s (dy B) A, dA = s (dy B)ᵀ x, dB = s dyᵀ (x Aᵀ), each if wanted; dA, dB added to `into` if given."""
     dx, da, db = None, None, None
     low_dy = dy
+    # First, while nothing but dy is in the cache: the next launch wants all of it again, and W beside it.
+    if wanted[2]:
+        db = token_sum(dy, low, scale, like=b, add_to=None if into is None else into[1])
     if wanted[0] or wanted[1]:
         made, low_dy = apply(dy, frozen, b.mT, a.mT, scale, transposed=True, low=wanted[1], only_low=not wanted[0])
         dx = made if wanted[0] else None
     if wanted[1]:
         da = token_sum(low_dy, x, scale, like=a, add_to=None if into is None else into[0])
-    if wanted[2]:
-        db = token_sum(dy, low, scale, like=b, add_to=None if into is None else into[1])
     return dx, da, db
 
 

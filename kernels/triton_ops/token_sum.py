@@ -18,12 +18,12 @@ from torch import Tensor
 
 from kernels.dispatch import launch
 from kernels.triton_ops.numbers import accumulator, factor, precision, sum_dtype
+from kernels.triton_ops.programs import PROGRAMS
 
 __all__ = ["PRODUCTS", "token_sum"]
 
 PRODUCTS = frozenset({"token_sum_kernel"})
 
-_PROGRAMS = 128
 _WIDE_BLOCK = 64
 _ADD_BLOCK = 1024
 
@@ -199,7 +199,7 @@ def token_sum(u: Tensor, v: Tensor, scale: float, *, like: Tensor, add_to: Tenso
 
 def _split(programs: int, tokens: int, block_t: int, itemsize: int, rank: int) -> tuple[int, int]:
     """Number of parts and their length in tokens, a multiple of `block_t`; of sizes alone, so the order is fixed."""
-    wanted = max(1, _PROGRAMS // max(1, programs))
+    wanted = max(1, PROGRAMS // max(1, programs))
     # A part costs 8 bytes an element of the sum; its tokens, `itemsize` bytes an element of the wide factor.
     affordable = max(1, tokens * itemsize // (8 * 8 * rank))
     parts = min(wanted, affordable)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+from typing import Annotated, Any
+
+from fastapi import Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from service.api.engine import engine_of
 from service.api.problems import Problem, ProblemError
@@ -10,8 +13,16 @@ from service.keys import KeyRing, Tenant
 
 __all__ = ["require_key", "tenant_of"]
 
+# They are read by the ring of keys; these tell the OpenAPI document of them.
+_BEARER = HTTPBearer(auto_error=False, description="needed where the service has keys")
+_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="instead of a bearer token")
 
-async def require_key(request: Request) -> None:
+
+async def require_key(
+    request: Request,
+    _bearer: Annotated[Any, Security(_BEARER)] = None,
+    _header: Annotated[Any, Security(_HEADER)] = None,
+) -> None:
     """Refuse requests without a key that the settings name (without any there, all are let in), or too many of them.
 
     Raises:

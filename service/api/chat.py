@@ -33,22 +33,6 @@ _DEFAULT_TOKENS = 64
 _BODY_BYTES = 1024**2
 _PAGE = 100
 _MOST_MODELS = 1000
-# Have no effect on what this service answers.
-_IGNORED = frozenset(
-    {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
-)
-# Have none at these values.
-_HARMLESS: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logprobs": (False,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-}
 
 
 @router.get("/models", response_model=ModelList, responses=openai_errors(401, 429, 503))
@@ -86,7 +70,7 @@ async def show_model(request: Request, model: str) -> Response:
     response_model=dict[str, Any],
     responses={
         200: {"content": {"text/event-stream": {}}, "description": "A completion; with `stream`, its chunks."},
-        **openai_errors(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),
+        **openai_errors(400, 401, 404, 408, 409, 413, 415, 422, 429, 503, 504),
     },
     openapi_extra=body_of(ChatIn),
 )
@@ -147,13 +131,12 @@ async def _streamed(request: Request, completion: _Completion, *, include_usage:
 
 
 def _check_supported(asked: ChatIn) -> None:
-    for name, value in (asked.model_extra or {}).items():
-        if name in _IGNORED or value is None or value in _HARMLESS.get(name, ()):
-            continue
+    name = asked.unsupported()
+    if name is not None:
         shown = name.encode("ascii", "backslashreplace").decode()[:64]
-        what = f"this value of {shown}" if name in _HARMLESS else f"the parameter {shown}"
-        error = FieldError(shown, describe(value), "no such parameter")
-        raise ProblemError(Problem("unsupported-parameter", 400, f"{what} is not supported", (error,)))
+        error = FieldError(shown, describe((asked.model_extra or {})[name]), "no such parameter, or one without effect")
+        detail = f"the parameter {shown} is not supported, or not at this value"
+        raise ProblemError(Problem("unsupported-parameter", 400, detail, (error,)))
 
 
 def _question(asked: ChatIn, settings: Settings) -> str:
@@ -167,12 +150,17 @@ def _question(asked: ChatIn, settings: Settings) -> str:
 
 
 def _options(asked: ChatIn, settings: Settings) -> AnswerOptions:
-    name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
-    tokens = getattr(asked, name) or min(_DEFAULT_TOKENS, settings.max_answer_tokens)
-    if tokens > settings.max_answer_tokens:
-        raise ProblemError(invalid_fields(FieldError(name, describe(tokens), f"at most {settings.max_answer_tokens}")))
+    limit = settings.max_answer_tokens
+    named = {"max_tokens": asked.max_tokens, "max_completion_tokens": asked.max_completion_tokens}
+    errors = [
+        FieldError(name, describe(tokens), f"at most {limit}")
+        for name, tokens in named.items()
+        if tokens is not None and tokens > limit
+    ]
+    if errors:
+        raise ProblemError(invalid_fields(*errors))
     return AnswerOptions(
-        max_tokens=tokens,
+        max_tokens=asked.max_completion_tokens or asked.max_tokens or min(_DEFAULT_TOKENS, limit),
         # As here, not as there: an answer from a document should be the likeliest unless asked otherwise.
         temperature=asked.temperature or 0.0,
         top_p=1.0 if asked.top_p is None else asked.top_p,

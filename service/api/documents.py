@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import re
+import struct
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import WithJsonSchema
 
 from service.api.auth import require_key, tenant_of
 from service.api.body import decode_text, media_type, read_body, read_json, unsupported_media_type, validate
 from service.api.disconnect import while_connected
 from service.api.engine import engine_of, settings_of
 from service.api.events import Event, event_response
-from service.api.fields import FieldError
 from service.api.openapi import body_of, problems
-from service.api.problems import ProblemError, invalid_fields
 from service.api.schemas import DocumentIn, DocumentOut, DocumentPage
 from service.api.uploads import read_upload
 from service.engine.document import Document
@@ -32,6 +29,17 @@ router = APIRouter(prefix="/documents", tags=["documents"], dependencies=[Depend
 
 _WAIT = re.compile(r"""(?:^|[,;\s])wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])""", re.IGNORECASE)
 _LONGEST_WAIT_SECONDS = 3600
+# The moment of a document's creation, in the bits of a float that is positive and finite, and the digits of its id.
+_CURSOR = r"^[0-6][0-9a-f]{47}$"
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`wait=SECONDS`: answer only when the encode has ended, or after that time (RFC 7240)",
+    "schema": {"type": "string"},
+    "example": "wait=30",
+}
+_LOCATION = {"Location": {"description": "of the document", "schema": {"type": "string"}}}
 
 
 @router.post(
@@ -39,14 +47,19 @@ _LONGEST_WAIT_SECONDS = 3600
     status_code=202,
     response_model=DocumentOut,
     responses={
-        200: {"model": DocumentOut, "description": "The same text is encoded already."},
-        201: {"model": DocumentOut, "description": "Encoded within the time of `Prefer: wait=SECONDS`."},
+        200: {"model": DocumentOut, "description": "The same text is encoded already.", "headers": _LOCATION},
+        201: {
+            "model": DocumentOut,
+            "description": "Encoded within the time of `Prefer: wait=SECONDS`.",
+            "headers": _LOCATION,
+        },
+        202: {"description": "Taken; it will be encoded.", "headers": _LOCATION},
         **problems(400, 401, 403, 408, 413, 415, 422, 429, 503),
     },
-    openapi_extra=body_of(DocumentIn, text=True, upload=True),
+    openapi_extra=body_of(DocumentIn, text=True, upload=True) | {"parameters": [_PREFER]},
 )
 async def send_document(request: Request) -> Response:
-    """Encode a document. The header `Prefer: wait=SECONDS` asks to wait for the end."""
+    """Encode a document."""
     documents = engine_of(request).documents
     tenant = tenant_of(request)
     sent = await _read_document(request)
@@ -66,7 +79,12 @@ async def send_document(request: Request) -> Response:
 async def list_documents(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    cursor: Annotated[
+        str | None,
+        Query(description="`next_cursor` of the page before", pattern=_CURSOR),
+        # A parameter that is not there is not null.
+        WithJsonSchema({"type": "string", "pattern": _CURSOR}),
+    ] = None,
 ) -> Response:
     """Documents, the newest first."""
     after = None if cursor is None else _place(cursor)
@@ -147,23 +165,15 @@ async def _read_document(request: Request) -> DocumentIn:
 
 def _preferred_wait(request: Request) -> int | None:
     """Seconds of ``Prefer: wait`` (RFC 7240); a preference that cannot be read is no error."""
-    found = _WAIT.search(request.headers.get("prefer", ""))
+    found = _WAIT.search(", ".join(request.headers.getlist("prefer")))
     return min(int(found[1]), _LONGEST_WAIT_SECONDS) if found else None
 
 
 def _cursor(document: Document) -> str:
-    place = json.dumps([document.record.created_at, document.record.id])
-    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+    record = document.record
+    return struct.pack(">d", record.created_at).hex() + record.id.removeprefix("doc_")
 
 
 def _place(cursor: str) -> Place:
-    try:
-        place: Any = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (binascii.Error, ValueError, RecursionError):
-        place = None
-    match place:
-        case [float(created_at), str(document_id)] if document_id.isascii():
-            return Place(created_at, document_id)
-        case _:
-            error = FieldError("cursor", "something else", "`next_cursor` of an earlier page")
-            raise ProblemError(invalid_fields(error))
+    (created_at,) = struct.unpack(">d", bytes.fromhex(cursor[:16]))
+    return Place(created_at, f"doc_{cursor[16:]}")

@@ -49,7 +49,8 @@ async def ask_document(request: Request, document_id: str) -> Response:
     questions = engine_of(request).questions
     asked = await read_json(request, AskIn, settings.max_question_chars * _BYTES_PER_CHARACTER + _OTHER_BYTES)
     _check_limits(asked, settings)
-    options = AnswerOptions(asked.max_tokens, asked.temperature, asked.top_p, asked.seed, tuple(asked.stop))
+    most = asked.tokens(settings.max_answer_tokens)
+    options = AnswerOptions(most, asked.temperature, asked.top_p, asked.seed, tuple(asked.stop))
     stream = await while_connected(request, questions.ask(document_id, asked.question, options, tenant_of(request)))
     if asked.stream:
         return await _streamed(request, stream)
@@ -62,7 +63,7 @@ def _check_limits(asked: AskIn, settings: Settings) -> None:
     if len(asked.question) > settings.max_question_chars:
         limit = f"at most {settings.max_question_chars} characters"
         errors.append(FieldError("question", describe(asked.question), limit))
-    if asked.max_tokens > settings.max_answer_tokens:
+    if asked.tokens(settings.max_answer_tokens) > settings.max_answer_tokens:
         errors.append(FieldError("max_tokens", describe(asked.max_tokens), f"at most {settings.max_answer_tokens}"))
     if errors:
         raise ProblemError(invalid_fields(*errors))

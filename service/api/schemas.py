@@ -12,18 +12,30 @@ from service.engine.answer_stream import AnswerStream
 from service.engine.document import Document
 
 __all__ = [
+    "DOCUMENT_TEXT",
     "LONGEST_TITLE",
+    "VISIBLE",
     "AnswerOut",
     "AskIn",
     "DocumentIn",
     "DocumentOut",
     "DocumentPage",
     "ProblemOut",
+    "Seed",
     "StopTexts",
+    "TokenCount",
 ]
 
 LONGEST_TITLE = 512
 _METADATA_BYTES = 16 * 1024
+_DEFAULT_TOKENS = 64
+
+# White space as `str.strip` knows it, written so that every dialect of regular expressions reads it.
+_SPACE = r"\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+VISIBLE = f"[^{_SPACE}]"
+"""Pattern of texts with a visible character."""
+DOCUMENT_TEXT = rf"^[^\u0000]*[^\u0000{_SPACE}][^\u0000]*$"
+"""Pattern of the texts of documents."""
 
 
 class _Request(BaseModel):
@@ -40,6 +52,15 @@ def _metadata_fits(metadata: dict[str, Any]) -> dict[str, Any]:
 _StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# For JSON, 8.0 is 8.
+TokenCount = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
+
+
 def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
@@ -54,7 +75,10 @@ StopTexts = Annotated[
 class DocumentIn(_Request):
     """A document to encode."""
 
-    text: str = Field(description="the document; it must hold a visible character and no NUL")
+    text: str = Field(
+        description="the document; it must hold a visible character and no NUL",
+        json_schema_extra={"pattern": DOCUMENT_TEXT},
+    )
     title: str | None = Field(None, max_length=LONGEST_TITLE)
     metadata: Annotated[dict[str, Any], AfterValidator(_metadata_fits)] = Field(
         default_factory=dict, description=f"kept and given back; at most {_METADATA_BYTES} bytes as JSON"
@@ -64,13 +88,17 @@ class DocumentIn(_Request):
 class AskIn(_Request):
     """A question; the limits of `question` and `max_tokens` are settings and are checked by the route."""
 
-    question: str
-    max_tokens: int = Field(64, ge=1)
+    question: str = Field(description="it must hold a visible character", json_schema_extra={"pattern": VISIBLE})
+    max_tokens: TokenCount = _DEFAULT_TOKENS
     temperature: float = Field(0.0, ge=0, le=2, description="0: the likeliest token each time")
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**63, description="of the sampling; the same seed, the same answer")
+    seed: Seed | None = Field(None, description="of the sampling; the same seed, the same answer")
     stop: StopTexts = Field(default_factory=list)
     stream: bool = Field(False, description="server-sent events instead of one JSON object")
+
+    def tokens(self, most: int) -> int:
+        """Longest answer: as asked, or as much of the default as there may be at most."""
+        return self.max_tokens if "max_tokens" in self.model_fields_set else min(self.max_tokens, most)
 
 
 class EncodeOut(BaseModel):

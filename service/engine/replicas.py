@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
+from pydantic import TypeAdapter, ValidationError
 
 from service.engine.encode_queue import EncodeQueue
 from service.engine.jobs import EncodeProgress
@@ -17,13 +18,14 @@ from service.store.memory import MemoryTier
 from service.store.redis_leases import News, RedisLeases
 from service.store.shared import SharedStore
 
-__all__ = ["Replicas"]
+__all__ = ["Replicas", "encode_progress"]
 
 _log = structlog.get_logger(__name__)
 
 # News come at once but may be missed; a look at the store finds what was.
 LOOK_SECONDS = 1.0
 _LOOK_FOR_DELETED_SECONDS = 30.0
+_PROGRESS = TypeAdapter(EncodeProgress)
 
 
 class Replicas:
@@ -117,9 +119,9 @@ class Replicas:
     async def _see_progress(self, document_ids: list[str]) -> set[str]:
         """Take note of how far others are; the documents that someone encodes."""
         found = await self._leases.progress(document_ids)
-        for document_id, progress in found.items():
-            if progress is not None:
-                self._queue.follow(document_id, _encode_progress(progress))
+        for document_id, values in found.items():
+            if values is not None and (progress := encode_progress(values)) is not None:
+                self._queue.follow(document_id, progress)
         return set(found)
 
     def _forget(self, document_id: str) -> None:
@@ -129,9 +131,11 @@ class Replicas:
         self._on_deleted(document_id)
 
 
-def _encode_progress(values: dict[str, Any]) -> EncodeProgress:
-    # JSON knows no tuples.
-    restored: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
-    return EncodeProgress(**restored)
+def encode_progress(values: dict[str, Any]) -> EncodeProgress | None:
+    """What another replica tells of the encode of one document; None where that makes no sense."""
+    try:
+        progress = _PROGRESS.validate_python(values)
+    except ValidationError:
+        return None
+    is_sane = len(progress.tokens) == len(progress.segments) == 1 and 0 <= progress.done <= 1
+    return progress if is_sane else None

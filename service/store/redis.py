@@ -10,10 +10,11 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any, cast
 
 import structlog
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from service.metrics import Metrics
 from service.store import redis_scripts as scripts
 from service.store.adapter_format import AdapterFormat, DamagedAdapter
 from service.store.protocol import Place, Readiness
-from service.store.record import DocumentRecord, EncodeSummary
+from service.store.record import DocumentRecord
 from service.store.redis_connection import DamagedValue, RedisConnection
 
 __all__ = ["RedisStore"]
@@ -40,8 +41,11 @@ _STAGED_MS = 120_000
 _ADOPTED_MS = 10_000
 _STATUSES = ("queued", "ready", "failed")
 _FINGERPRINTS = "perk:fingerprints"
-# A later release may write more.
-_ATTRIBUTES = {attribute.name for attribute in fields(DocumentRecord)}
+# Checks the types; what a later release writes beside is not looked at.
+_RECORD = TypeAdapter(DocumentRecord)
+# No moment is later than the last of the year 9999.
+_LAST_MOMENT = 253_402_300_799.0
+_MOST_DIGITS = 18
 
 
 class RedisStore:
@@ -107,7 +111,7 @@ class RedisStore:
             fields = await self._use(lambda redis: redis.hgetall(self._key(document_id)))
         except DamagedValue:
             return None
-        return self._record(fields) if fields else None
+        return self._record(document_id, fields) if fields else None
 
     async def page(self, limit: int, after: Place | None, *, owner: str = "") -> list[DocumentRecord]:
         """As `DocumentStore.page`."""
@@ -186,12 +190,12 @@ class RedisStore:
 
     async def get(self, document_id: str) -> Tensor | None:
         """As `AdapterTier.get`; a damaged adapter is dropped and counted."""
-        name, checksum = self._key(document_id, "adapter"), ""
+        name, checksum = self._key(document_id, "adapter"), b""
         try:
             sha256, chunks = await self._meta(name)
             if sha256 is None and chunks is None:
                 return None
-            checksum = (sha256 or b"").decode(errors="replace")
+            checksum = sha256 or b""
             return await self._read(name, checksum, chunks)
         except DamagedAdapter as damage:
             _log.warning("adapter damaged", document_id=document_id, reason=damage.reason)
@@ -241,8 +245,8 @@ class RedisStore:
             raise DamagedAdapter("format") from None
         return sha256, chunks
 
-    async def _read(self, name: str, checksum: str, chunks: bytes | None) -> Tensor:
-        if chunks is None or not chunks.isdigit():
+    async def _read(self, name: str, checksum: bytes, chunks: bytes | None) -> Tensor:
+        if chunks is None or not chunks.isdigit() or len(chunks) > _MOST_DIGITS:
             raise DamagedAdapter("format")
         parts = [await self._chunk(name, number) for number in range(int(chunks))]
         return await asyncio.to_thread(self._unpack, b"".join(parts), checksum)
@@ -253,8 +257,8 @@ class RedisStore:
             raise DamagedAdapter("missing")
         return chunk
 
-    def _unpack(self, content: bytes, checksum: str) -> Tensor:
-        if hashlib.sha256(content).hexdigest() != checksum:
+    def _unpack(self, content: bytes, checksum: bytes) -> Tensor:
+        if hashlib.sha256(content).hexdigest().encode() != checksum:
             raise DamagedAdapter("checksum")
         return self._format.unpack(content)
 
@@ -266,18 +270,20 @@ class RedisStore:
     async def _records(self, document_ids: list[str]) -> list[DocumentRecord]:
         found = await self._pipeline(lambda pipe: [pipe.hgetall(self._key(name)) for name in document_ids])
         # Deleted since the list was read.
-        records = [self._record(fields) for fields in found if fields]
+        pairs = zip(document_ids, found, strict=True)
+        records = [self._record(document_id, fields) for document_id, fields in pairs if fields]
         return [record for record in records if record is not None]
 
-    def _record(self, fields: dict[bytes, bytes]) -> DocumentRecord | None:
+    def _record(self, document_id: str, fields: dict[bytes, bytes]) -> DocumentRecord | None:
         """None where it is damaged: the document is then as good as gone, and can be sent again."""
         try:
-            values = {name.decode(): json.loads(value) for name, value in fields.items()}
-            if values.get("encode") is not None:
-                values["encode"] = EncodeSummary(**values["encode"])
-            return DocumentRecord(**{name: value for name, value in values.items() if name in _ATTRIBUTES})
-        except (ValueError, TypeError):
-            _log.error("record damaged")
+            record = _RECORD.validate_python({name.decode(): json.loads(value) for name, value in fields.items()})
+            moments = [at for at in (record.created_at, record.ready_at, record.expires_at) if at is not None]
+            if record.id != document_id or not all(0 <= at <= _LAST_MOMENT for at in moments):
+                raise ValueError(document_id)
+            return record
+        except (ValueError, RecursionError):
+            _log.error("record damaged", document_id=document_id)
             self._metrics.redis_errors.labels("damaged").inc()
             return None
 

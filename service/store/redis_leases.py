@@ -191,6 +191,6 @@ class RedisLeases:
 def _progress(content: bytes | str | None) -> dict[str, Any] | None:
     try:
         found = None if content is None else json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -40,6 +40,14 @@ def test_the_result_holds_what_the_contract_names(tiny_checkpoint: Path) -> None
     assert min(result.values()) > 0
 
 
+def test_other_adapters_and_less_memory_are_measured_too(tiny_checkpoint: Path) -> None:
+    options = {"tokens": 60, "checkpoint": str(tiny_checkpoint), "repeats": 1}
+    result = encode.run(**options, all_layers=True, rank=3, memory_budget=1 << 20)
+    assert set(result) == _CONTRACT | {"full_vocabulary_seconds"}
+    with pytest.raises(ValueError, match="rank"):
+        encode.run(**options, rank=0)
+
+
 def test_the_command_prints_one_json_object(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encode.main(tokens=20, checkpoint=str(tiny_checkpoint), as_json=True)
 

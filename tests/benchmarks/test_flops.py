@@ -28,8 +28,12 @@ def _in_place_product(_buffer: list[int], left: list[int], right: list[int], **_
     return 2 * batch * rows * inner * right[-1]
 
 
+def _in_place_sum(_buffer: list[int], left: list[int], right: list[int], **_others: object) -> int:
+    return _in_place_product(_buffer, [1, *left], right)
+
+
 # Adding a product to a buffer is a product like any other, which torch's own list of them lacks.
-_IN_PLACE = {torch.ops.aten.baddbmm_: _in_place_product}
+_IN_PLACE = {torch.ops.aten.baddbmm_: _in_place_product, torch.ops.aten.addmm_: _in_place_sum}
 
 
 def _model(base: Path, lora: LoraSettings, inner: InnerSettings) -> PerkModel:
@@ -64,6 +68,7 @@ def test_counted_products_are_those_that_run(
         plan_micro_batches(model, segments),
         steps=inner.steps,
         candidates=count_candidates(model, segments),
+        merged=model.adapted.merged_bytes is not None,
     )
 
     # Rotary angles are a product too, of one row: too few to count.
@@ -86,6 +91,7 @@ def test_adapters_on_the_mlp_alone_need_no_gradient_in_the_first_attention(tiny_
         plan_micro_batches(model, segments),
         steps=2,
         candidates=count_candidates(model, segments),
+        merged=model.adapted.merged_bytes is not None,
     )
 
     assert counted.products == pytest.approx(counter.get_total_flops(), rel=0.002)

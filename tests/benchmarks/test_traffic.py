@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,8 +13,10 @@ pytest.importorskip("triton")
 from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record_accesses
 from benchmarks.traffic import Case, measure, traffic_cases
 from kernels import adamw_update
-from kernels.model_shapes import ModelShape
+from kernels.model_shapes import MODEL_SHAPES, ModelShape
 
+with (Path(__file__).resolve().parents[2] / "benchmarks" / "traffic.csv").open() as _table:
+    COMMITTED = {row.pop("case"): {name: float(value) for name, value in row.items()} for row in csv.DictReader(_table)}
 TINY = ModelShape("tiny", hidden=128, key_value=32, intermediate=256, vocabulary=1024, layers=1)
 
 
@@ -69,6 +74,18 @@ def test_kernels_stay_near_the_floor_and_peft_does_not(tokens: int, name: str, m
     assert 1 <= row.dram_to_floor <= 1.15
     assert row.requested >= row.floor
     assert row.peft_to_floor > 2
+
+
+def test_the_rms_rule_moves_no_more_than_the_committed_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size: it is the order in which groups of tensors come that keeps a gradient in the cache."""
+    monkeypatch.setenv("PERK_KERNELS", "triton")
+    (case,) = [case for case in traffic_cases(MODEL_SHAPES["Qwen2.5-0.5B"], 4096) if case.name == "rms_update rank 16"]
+    assert measure(case).dram <= COMMITTED[case.name]["dram"]
+
+
+def test_every_counted_operation_is_near_its_floor() -> None:
+    assert {name for name, row in COMMITTED.items() if row["dram_to_floor"] > 1.15} == set()
+    assert {name.split()[0] for name in COMMITTED} >= {"lora_linear", "adamw_update", "rms_update"}
 
 
 def test_recording_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:

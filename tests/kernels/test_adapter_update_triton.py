@@ -76,6 +76,15 @@ def test_any_sizes_are_right(documents: int, sizes: list[int], monkeypatch: pyte
     check(documents, sizes, torch.float32, monkeypatch)
 
 
+def test_tensors_beyond_one_group_are_moved_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels.triton_ops import adapter_update
+
+    monkeypatch.setattr(adapter_update, "_GROUP_BYTES", 3 * 4 * 1000)
+    for sizes, groups in (([300] * 11, 3), ([300] * 30, 1)):
+        assert len(adapter_update._groups(sizes, 3 * 4)) == groups
+        check(3, sizes, torch.float32, monkeypatch)
+
+
 def test_strides_are_followed() -> None:
     """As they occur: an initialisation expanded over documents, buffers cut from wider ones, and a transposed one."""
     sizes, rates = [30, 20], torch.tensor([0.1, 0.2])

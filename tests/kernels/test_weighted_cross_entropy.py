@@ -1,7 +1,8 @@
-"""Token-weighted negative log-likelihood under a frozen head, and its two derivatives, made in chunks of tokens."""
+"""Token-weighted negative log-likelihood under a frozen head and its derivatives, in blocks of tokens and words."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -62,8 +63,17 @@ def test_it_and_both_its_derivatives_are_those_of_the_formula(
     assert gradgradcheck(tokens.loss, (tokens.hidden, tokens.weights))
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 64 tokens by 3 of the 7 words."""
+    module = sys.modules["kernels.weighted_cross_entropy"]
+    monkeypatch.setattr(module, "_BLOCK_TOKENS", 64)
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 64 * 3 * 8)
+
+
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(("documents", "count"), [(1, 64), (1, 65), (1, 150), (3, 43)])
-def test_more_tokens_than_one_chunk_change_nothing(documents: int, count: int) -> None:
+def test_more_tokens_and_words_than_one_block_change_nothing(documents: int, count: int) -> None:
     tokens = _tokens(documents, count)
     ours, plain = tokens.loss(tokens.hidden, tokens.weights), _plain(tokens)
     torch.testing.assert_close(ours, plain)
@@ -77,7 +87,8 @@ def test_more_tokens_than_one_chunk_change_nothing(documents: int, count: int) -
     torch.testing.assert_close(second, second_plain)
 
 
-def test_the_derivatives_over_several_chunks_are_those_of_finite_differences() -> None:
+@pytest.mark.usefixtures("small_blocks")
+def test_the_derivatives_over_several_blocks_are_those_of_finite_differences() -> None:
     tokens = _tokens(3, 43)
     assert gradcheck(tokens.loss, (tokens.hidden, tokens.weights), fast_mode=True)
     assert gradgradcheck(tokens.loss, (tokens.hidden, tokens.weights), fast_mode=True)

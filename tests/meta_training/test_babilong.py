@@ -220,6 +220,7 @@ def test_short_stories_can_be_left_out(count_words: CountTokens) -> None:
         ({"facts": 4}, "facts: got 4, expected 1, 2 or 3"),
         ({"kind": "sorted"}, "kind: got 'sorted', expected events or raw"),
         ({"renamed_share": -0.1}, "renamed_share: got -0.1, expected from 0 to 1"),
+        ({"invented_share": 2}, "invented_share: got 2, expected from 0 to 1"),
         ({"inline_share": 1.5}, "inline_share: got 1.5, expected from 0 to 1"),
     ],
 )
@@ -240,3 +241,21 @@ def test_a_book_without_chapters_is_refused(data_root: Path, count_words: CountT
     (data_root / "background" / "pride_and_prejudice.txt").write_text("It was a dark night.\n")
     with pytest.raises(InvalidInput, match="background: got a book without chapters"):
         BabiLong(split="train", count_tokens=count_words)
+
+
+@pytest.mark.usefixtures("data_root")
+@pytest.mark.parametrize("facts", [1, 2, 3])
+def test_invented_stories_fit_the_asked_length_and_are_for_training_alone(facts: int, count_words: CountTokens) -> None:
+    invented = BabiLong(split="train", count_tokens=count_words, facts=facts, invented_share=1.0)
+    told = BabiLong(split="dev", count_tokens=count_words, facts=facts)
+    asked = BabiLong(split="dev", count_tokens=count_words, facts=facts, invented_share=1.0)
+    documents = [invented.draw(random.Random(seed), tokens=200) for seed in SEEDS]
+    assert len({_text(document) for document in documents}) == len(SEEDS)
+    for seed, document in zip(SEEDS, documents, strict=True):
+        assert "Actor" not in _text(document), "none of the data set's own"
+        assert 150 < count_words(_text(document)) < 230
+        for question in document.questions:
+            assert len(question.support) == facts
+            assert all(line in _text(document).splitlines() for line in question.support)
+            assert question.support[-1].endswith(f"the {question.answer}.")
+        assert asked.draw(random.Random(seed), tokens=200) == told.draw(random.Random(seed), tokens=200)

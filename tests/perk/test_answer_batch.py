@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels import RowAdapters
 from perk import AnswerRequest, PerkModel
 from perk.answer_row import AnswerRow
 from perk.packed_linear import PackedLinear, can_pack
@@ -49,6 +50,45 @@ def _alone(model: PerkModel, request: AnswerRequest) -> None:
     batch.add(request)
     while batch.rows:
         batch.advance()
+
+
+def test_in_triton_each_row_decodes_under_its_own_adapter(
+    make_model: Callable[..., PerkModel],
+    make_adapter: MakeAdapter,
+    tiny_qwen2: Path,
+    logits: dict[int, list[Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Interpreted: what a GPU runs, three rows together, one of them without an adapter."""
+    multi_adapter = pytest.importorskip("kernels.triton_ops.multi_adapter")
+    model = make_model(tiny_qwen2)
+    adapters = [make_adapter(model, 0), None, make_adapter(model, 1)]
+    ranks: list[list[int]] = []
+    real = multi_adapter.multi_adapter
+
+    def note(y: Tensor, x: Tensor, rows: RowAdapters) -> Tensor:
+        ranks.append(rows.ranks.tolist())
+        result: Tensor = real(y, x, rows)
+        return result
+
+    asked: list[AnswerRequest] = []
+    for kernels in ("torch", "triton"):
+        with monkeypatch.context() as patch:
+            patch.setenv("PERK_KERNELS", kernels)
+            patch.setattr(multi_adapter, "multi_adapter", note)
+            requests = [AnswerRequest("Where?", adapter, max_tokens=2) for adapter in adapters]
+            batch = model.start_batch()
+            for request in requests:
+                batch.add(request)
+            while batch.rows:
+                batch.advance()
+            asked += requests
+
+    rank = model.settings.lora.rank
+    assert [rank, 0, rank] in ranks, "the rows were decoded together"
+    for by_torch, by_triton in zip(asked[:3], asked[3:], strict=True):
+        for one, other in zip(logits[id(by_triton)], logits[id(by_torch)], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

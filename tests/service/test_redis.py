@@ -487,4 +487,6 @@ def test_redis_cli_shows_what_the_handbook_names(redis: Any, adapter: Tensor) ->
     assert redis.cli("HGET", _key(), "status").strip() == '"ready"'
     assert redis.cli("ZCARD", f"{prefix}:owner::documents").strip() == "1"
     assert redis.cli("ZCARD", f"{prefix}:queued").strip() == "0"
-    assert int(redis.cli("MEMORY", "USAGE", _key(0, "adapter"))) < 2 * _SIZE + 2048
+    # What Redis itself needs beside that depends on how its buffers happened to be filled.
+    names = redis.cli("HKEYS", _key(0, "adapter")).split()
+    assert sum(int(redis.cli("HSTRLEN", _key(0, "adapter"), name)) for name in names) < 2 * _SIZE + 512

@@ -1,0 +1,234 @@
+"""A decoder layer of the Llama family, forward, and backward to its input and one document's adapters; for CPUs.
+
+h' = h + O(attention(rotate Q(n₁ h), rotate K(n₁ h), V(n₁ h)));  h'' = h' + D(silu(G(n₂ h')) ∘ U(n₂ h')), where n scales
+to unit root mean square and by a weight, and Q … D are `kernels.merged_projections`. Against the same layer out of
+modules under autograd: half as many large products, two thirds of the low-rank ones, residual sums inside the products,
+buffers written in place, and an eighth of the numbers kept for the backward pass. Once differentiable.
+
+Numbers kept a token: 4·H + 2·(heads + key-value heads)·head + 3·I.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kernels.merged_projections import Adapter, FrozenProjections, MergedProjections
+
+__all__ = ["LAYER_MAPS", "DecoderLayer", "LayerGradients", "LayerState", "Rotation"]
+
+# How the linear maps of a layer are grouped: those of a group share their input.
+LAYER_MAPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+
+# Adapter of each map, in the groups of LAYER_MAPS; for gradients, the buffers they are added to.
+LayerGradients = tuple[tuple[Adapter, ...], ...]
+
+_Projections = FrozenProjections | MergedProjections
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary position embedding of T positions: cosines and sines of half a head's angles, ``[T, 1, head / 2]``."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def apply(self, pairs: Tensor, *, backward: bool = False, into: Tensor | None = None) -> Tensor:
+        """Rotate ``[S, T, heads, head]``, or back, as the gradient is."""
+        half = pairs.shape[-1] // 2
+        rotated = torch.empty_like(pairs) if into is None else into
+        sign = -1 if backward else 1
+        first, second = pairs[..., :half], pairs[..., half:]
+        torch.mul(first, self.cos, out=rotated[..., :half]).addcmul_(second, self.sin, value=-sign)
+        torch.mul(second, self.cos, out=rotated[..., half:]).addcmul_(first, self.sin, value=sign)
+        return rotated
+
+
+@dataclass(frozen=True)
+class Normal:
+    """States ``[N, H]`` at unit root mean square, times a weight ``[H]``; the inverses ``[N, 1]`` made them so."""
+
+    values: Tensor
+    inverses: Tensor
+
+    @classmethod
+    def of(cls, states: Tensor, weight: Tensor, epsilon: float) -> Normal:
+        """Normalise."""
+        squares = torch.linalg.vector_norm(states, dim=1, keepdim=True).square_()
+        inverses = squares.div_(states.shape[1]).add_(epsilon).rsqrt_()
+        return cls((states * inverses).mul_(weight), inverses)
+
+    def add_slope(self, into: Tensor, upstream: Tensor, states: Tensor, weight: Tensor) -> None:
+        """Add the gradient of the states to `into`, given that of the values; `upstream` is overwritten."""
+        mean = torch.linalg.vecdot(upstream, self.values)[:, None].div_(states.shape[1])
+        upstream.mul_(weight).addcmul_(states, mean.mul_(self.inverses), value=-1)
+        into.addcmul_(upstream, self.inverses)
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What a forward pass keeps for the backward one.
+
+    Attributes:
+        states: input h, ``[N, H]``.
+        middle: h', ``[N, H]``.
+        normals: n₁ h and n₂ h'.
+        heads: rotated queries and keys, and values, leaves of the graph of `attended`.
+        attended: output of attention, ``[S, heads, T, head]``.
+        product: silu(gate) ∘ up, ``[N, I]``.
+        slopes: of the product along gate, and along up, ``[N, I]`` each.
+    """
+
+    states: Tensor
+    middle: Tensor
+    normals: tuple[Normal, Normal]
+    heads: tuple[Tensor, Tensor, Tensor]
+    attended: Tensor
+    product: Tensor
+    slopes: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """Weights and sizes of a layer.
+
+    Attributes:
+        projections: maps of each group of `LAYER_MAPS`.
+        norms: weights of both norms, ``[H]``.
+        epsilon: added to the mean square.
+        heads: query heads.
+        key_value_heads: key-value heads.
+        head: width of a head.
+    """
+
+    projections: tuple[_Projections, ...]
+    norms: tuple[Tensor, Tensor]
+    epsilon: float
+    heads: int
+    key_value_heads: int
+    head: int
+
+    @property
+    def kept_numbers(self) -> int:
+        """Numbers that a forward pass keeps of a token."""
+        heads = (self.heads + self.key_value_heads) * self.head
+        return 4 * self.norms[0].shape[0] + 2 * heads + 3 * self.projections[2].width // 2
+
+    def forward(self, states: Tensor, rotation: Rotation, *, keep: bool) -> tuple[Tensor, LayerState | None]:
+        """Run the layer without autograd.
+
+        Args:
+            states: input of S sequences of T tokens, ``[S·T, H]``; stays as it is.
+            rotation: of T positions.
+            keep: return what `backward` needs.
+
+        Returns:
+            Output ``[S·T, H]``, and the state if it was asked for.
+        """
+        qkv, out, gate_up, down = self.projections
+        first = Normal.of(states, self.norms[0], self.epsilon)
+        heads = self._split_heads(qkv.forward(first.values), rotation)
+        # A small graph of its own: attention's derivative is torch's.
+        for tensor in heads:
+            tensor.requires_grad_(keep)
+        with torch.set_grad_enabled(keep):
+            attended = functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+        middle = out.forward_add(_join_heads(attended.detach()), states)
+        second = Normal.of(middle, self.norms[1], self.epsilon)
+        gate, up = gate_up.forward(second.values).chunk(2, dim=1)
+        if not keep:
+            return down.forward_add(functional.silu(gate).mul_(up), middle), None
+        product, slopes = _gate(gate, up)
+        state = LayerState(states, middle, (first, second), heads, attended, product, slopes)
+        return down.forward_add(product, middle), state
+
+    def backward(
+        self, slope: Tensor, state: LayerState, rotation: Rotation, gradients: LayerGradients, *, last: int | None
+    ) -> Tensor | None:
+        """Go back through the layer.
+
+        Args:
+            slope: gradient of the output, ``[S·T, H]``; overwritten.
+            state: of the forward pass.
+            rotation: of T positions.
+            gradients: buffers that those of the adapters are added to.
+            last: group of `LAYER_MAPS` whose input depends on no adapter, so that the gradient ends there; or None.
+
+        Returns:
+            Gradient of the input, ``[S·T, H]``; None with `last`.
+        """
+        qkv, out, gate_up, down = self.projections
+        assert isinstance(qkv, MergedProjections)
+        assert isinstance(out, MergedProjections)
+        assert isinstance(gate_up, MergedProjections)
+        assert isinstance(down, MergedProjections)
+
+        first, second = state.normals
+
+        down.backward(slope, state.product, gradients[3])
+        if last == 3:
+            return None
+        d_product = down.backward_input(slope)
+        width = d_product.shape[1]
+        d_both = d_product.new_empty(d_product.shape[0], 2 * width)
+        torch.mul(d_product, state.slopes[0], out=d_both[:, :width])
+        torch.mul(d_product, state.slopes[1], out=d_both[:, width:])
+        gate_up.backward(d_both, second.values, gradients[2])
+        if last == 2:
+            return None
+        second.add_slope(slope, gate_up.backward_input(d_both), state.middle, self.norms[1])
+
+        joined = _join_heads(state.attended.detach())
+        out.backward(slope, joined, gradients[1])
+        if last == 1:
+            return None
+        d_attended = out.backward_input(slope).view_as(state.attended.transpose(1, 2)).transpose(1, 2)
+        d_heads = torch.autograd.grad(state.attended, state.heads, d_attended)
+        d_qkv = self._join_slopes(d_heads, rotation)
+        qkv.backward(d_qkv, first.values, gradients[0])
+        if last == 0:
+            return None
+        first.add_slope(slope, qkv.backward_input(d_qkv), state.states, self.norms[0])
+        return slope
+
+    def _split_heads(self, qkv: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, ``[S, heads, T, head]``."""
+        length = rotation.cos.shape[0]
+        every = qkv.view(-1, length, self.heads + 2 * self.key_value_heads, self.head)
+        turned = self.heads + self.key_value_heads
+        rotated = rotation.apply(every[:, :, :turned])
+        queries, keys = rotated.split((self.heads, self.key_value_heads), dim=2)
+        # A copy of the values, so that the joint projection is not kept for them.
+        values = every[:, :, turned:].contiguous()
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+
+    def _join_slopes(self, slopes: tuple[Tensor, ...], rotation: Rotation) -> Tensor:
+        """Gradient of the joint projection ``[S·T, Σ]`` from those of queries, keys and values."""
+        queries, keys, values = (slope.transpose(1, 2) for slope in slopes)
+        sequences, length = queries.shape[:2]
+        joint = queries.new_empty(sequences, length, self.heads + 2 * self.key_value_heads, self.head)
+        turned = self.heads + self.key_value_heads
+        rotation.apply(queries, backward=True, into=joint[:, :, : self.heads])
+        rotation.apply(keys, backward=True, into=joint[:, :, self.heads : turned])
+        joint[:, :, turned:] = values
+        return joint.view(sequences * length, -1)
+
+
+def _gate(gate: Tensor, up: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """silu(gate) ∘ up and its slopes along both, all ``[N, I]``; `gate` is overwritten.
+
+    Along the gate it is σ (1 + gate − silu) ∘ up, with σ at hand here: made later, it would cost another exponential.
+    """
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
+    along_gate = sigmoid.addcmul_(sigmoid, gate.sub_(silu)).mul_(up)
+    return silu * up, (along_gate, silu)
+
+
+def _join_heads(attended: Tensor) -> Tensor:
+    """``[S, heads, T, head]`` as ``[S·T, heads·head]``; a view, as attention leaves its output."""
+    sequences, heads, length, head = attended.shape
+    return attended.transpose(1, 2).reshape(sequences * length, heads * head)

@@ -1,0 +1,199 @@
+"""The layers of a Llama or Qwen2 base on a CPU, run by `kernels.decoder_layer` instead of their own modules.
+
+Used where that is exact to rounding: passes without an adapter, and the first-order passes of encoding one document,
+whose adapter is merged into a copy of the weights once a step. Everything else (several documents at once, derivatives
+of derivatives, GPT-2, other dtypes, GPUs, Triton) goes through the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerGradients, LayerState, Rotation
+from kernels.dispatch import use_triton
+from kernels.merged_projections import FrozenProjections, MergedProjections
+
+if TYPE_CHECKING:
+    from perk.base_model import BaseModel
+    from perk.lora import AdapterLayout
+
+__all__ = ["FrozenLayers", "MergedLayers", "can_run"]
+
+# Values of ``model_type`` in a base's configuration.
+_FAMILIES = ("llama", "qwen2")
+_PARENTS = {"q": "self_attn", "k": "self_attn", "v": "self_attn", "o": "self_attn"}
+
+
+def can_run(base: BaseModel) -> bool:
+    """Whether a base's layers are those of `kernels.decoder_layer`, in float32 on a CPU."""
+    config = base.model.config
+    plain = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
+    known = config.model_type in _FAMILIES and config.hidden_act == "silu" and plain
+    on_cpu = base.device.type == "cpu" and base.dtype == torch.float32
+    return known and on_cpu and not use_triton(base.head)
+
+
+class FrozenLayers:
+    """Some consecutive layers of a base whose linear modules are wrapped, without adapters."""
+
+    def __init__(self, base: BaseModel, layers: Sequence[nn.Module]) -> None:
+        """Take the layers' weights; they are not copied."""
+        self._rotary: Any = base.backbone.get_submodule("rotary_emb")
+        self._layers = [_frozen_layer(base, layer) for layer in layers]
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """In order."""
+        return self._layers
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of all linear maps."""
+        maps = (maps for layer in self._layers for maps in layer.projections if isinstance(maps, FrozenProjections))
+        return sum(weight.nbytes for group in maps for weight in group.weights)
+
+    @property
+    def kept_numbers(self) -> int:
+        """Numbers that all layers together keep of a token for the backward pass."""
+        return sum(layer.kept_numbers for layer in self._layers)
+
+    @property
+    def passing_numbers(self) -> int:
+        """Numbers of a token that a layer has in hand at most, besides."""
+        return max(layer.kept_numbers for layer in self._layers)
+
+    @torch.no_grad()
+    def run(self, states: Tensor) -> Tensor:
+        """Output of the last layer for the input of the first, both ``[S, T, H]``."""
+        rotation = self.rotation(states)
+        flat = states.reshape(-1, states.shape[-1])
+        for layer in self._layers:
+            flat, _ = layer.forward(flat, rotation, keep=False)
+        return flat.view_as(states)
+
+    def rotation(self, states: Tensor) -> Rotation:
+        """Of the positions of states ``[S, T, H]``."""
+        cos, sin = self._rotary(states, position_ids=torch.arange(states.shape[1])[None])
+        half = cos.shape[-1] // 2
+        return Rotation(cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
+
+
+class MergedLayers:
+    """The adapted layers with one document's adapter merged into a copy of their weights."""
+
+    def __init__(self, frozen: FrozenLayers, paths: Sequence[str], layout: AdapterLayout, scale: float) -> None:
+        """Reserve the merged weights; `merge` fills them.
+
+        Args:
+            frozen: the adapted layers.
+            paths: where each of them is in the model, such as ``model.layers.20``.
+            layout: of an adapter.
+            scale: factor of the low-rank term.
+        """
+        self._frozen = frozen
+        self._layout = layout
+        self._merged = [
+            tuple(MergedProjections(maps, scale) for maps in layer.projections if isinstance(maps, FrozenProjections))
+            for layer in frozen.layers
+        ]
+        places = {module: index for index, module in enumerate(layout.modules)}
+        # Of each layer and group of maps: which adapter each map has.
+        self._places = [
+            [[places.get(f"{path}.{_module_name(name)}") for name in names] for names in LAYER_MAPS] for path in paths
+        ]
+        # What stands before the first adapter depends on none: the gradient ends there.
+        self._first_group = next(
+            index for index, group in enumerate(self._places[0]) if any(place is not None for place in group)
+        )
+        self._layers = [
+            DecoderLayer(merged, layer.norms, layer.epsilon, layer.heads, layer.key_value_heads, layer.head)
+            for layer, merged in zip(frozen.layers, self._merged, strict=True)
+        ]
+
+    @torch.no_grad()
+    def merge(self, theta: Tensor) -> None:
+        """Take the adapter ``[1, P]`` from now on."""
+        for layer, adapters in zip(self._merged, self._group(theta), strict=True):
+            for maps, group in zip(layer, adapters, strict=True):
+                maps.merge(group)
+
+    def run(self, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
+        """Output of the last layer, ``[S, T, H]``, for the input of the first.
+
+        The backward pass adds the adapter's gradient to `gradient` ``[1, P]``; it hands none on to `theta`, which only
+        tells autograd that there is one to be made.
+        """
+        last: Tensor = _Run.apply(theta, states, self, gradient)  # type: ignore[no-untyped-call]
+        return last
+
+    def forward(self, states: Tensor) -> tuple[Tensor, list[LayerState], Rotation]:
+        """`run` without autograd, and what `backward` needs."""
+        rotation = self._frozen.rotation(states)
+        flat = states.reshape(-1, states.shape[-1])
+        kept = []
+        for layer in self._layers:
+            flat, state = layer.forward(flat, rotation, keep=True)
+            assert state is not None
+            kept.append(state)
+        return flat.view_as(states), kept, rotation
+
+    def backward(self, slope: Tensor, kept: list[LayerState], rotation: Rotation, gradient: Tensor) -> None:
+        """Add the adapter's gradient, given that of the output ``[S, T, H]``, which is overwritten."""
+        flat: Tensor | None = slope.view(-1, slope.shape[-1])
+        gradients = list(self._group(gradient))
+        for index in reversed(range(len(self._layers))):
+            assert flat is not None
+            last = self._first_group if index == 0 else None
+            flat = self._layers[index].backward(flat, kept.pop(), rotation, gradients[index], last=last)
+
+    def _group(self, theta: Tensor) -> Iterator[LayerGradients]:
+        """Tensors of an adapter ``[1, P]`` by layer and group of maps."""
+        views = [(a[0], b[0]) for a, b in self._layout.views(theta)]
+        for groups in self._places:
+            yield tuple(tuple(None if place is None else views[place] for place in group) for group in groups)
+
+
+class _Run(torch.autograd.Function):
+    """All layers as one step of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, states: Tensor, layers: MergedLayers, gradient: Tensor) -> Tensor:
+        last, ctx.kept, ctx.rotation = layers.forward(states)
+        ctx.layers, ctx.gradient = layers, gradient
+        return last
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("gradient: a pass that adds to a buffer cannot be differentiated again")
+        ctx.layers.backward(upstream[0].clone(), ctx.kept, ctx.rotation, ctx.gradient)
+        return None, None, None, None
+
+
+def _module_name(name: str) -> str:
+    return f"{_PARENTS.get(name, 'mlp')}.{name}_proj"
+
+
+def _frozen_layer(base: BaseModel, layer: nn.Module) -> DecoderLayer:
+    config = base.model.config
+    projections = []
+    for names in LAYER_MAPS:
+        linears: list[Any] = [layer.get_submodule(_module_name(name)) for name in names]
+        projections.append(
+            FrozenProjections([linear.weight for linear in linears], [linear.frozen.bias for linear in linears])
+        )
+    norms = (layer.get_submodule("input_layernorm"), layer.get_submodule("post_attention_layernorm"))
+    first, second = (norm.get_parameter("weight") for norm in norms)
+    heads = int(config.num_attention_heads)
+    return DecoderLayer(
+        projections=tuple(projections),
+        norms=(first, second),
+        epsilon=float(config.rms_norm_eps),
+        heads=heads,
+        key_value_heads=int(config.num_key_value_heads),
+        head=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+    )

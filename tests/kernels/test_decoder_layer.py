@@ -1,0 +1,167 @@
+"""A decoder layer with merged adapters, forward and backward, against the formula under autograd, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, Rotation
+from kernels.merged_projections import Adapter, FrozenProjections, MergedProjections
+
+HIDDEN, INNER, HEADS, KEY_VALUE_HEADS, HEAD, RANK = 12, 20, 4, 2, 6, 3
+SEQUENCES, LENGTH = 2, 5
+SCALE, EPSILON = 0.7, 1e-2
+
+SHAPES = {
+    "q": (HEADS * HEAD, HIDDEN),
+    "k": (KEY_VALUE_HEADS * HEAD, HIDDEN),
+    "v": (KEY_VALUE_HEADS * HEAD, HIDDEN),
+    "o": (HIDDEN, HEADS * HEAD),
+    "gate": (INNER, HIDDEN),
+    "up": (INNER, HIDDEN),
+    "down": (HIDDEN, INNER),
+}
+
+
+@dataclass
+class Problem:
+    """A layer of random weights, and adapters of some of its maps."""
+
+    weights: dict[str, Tensor]
+    biases: dict[str, Tensor]
+    adapters: dict[str, tuple[Tensor, Tensor]]
+    norms: tuple[Tensor, Tensor]
+    angles: Tensor
+    states: Tensor
+
+    @classmethod
+    def random(cls, adapted: tuple[str, ...], *, biased: bool) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        return cls(
+            weights={name: 0.5 * draw(*shape) for name, shape in SHAPES.items()},
+            biases={name: draw(SHAPES[name][0]) for name in ("q", "k", "v") if biased},
+            adapters={name: (draw(RANK, SHAPES[name][1]), 0.3 * draw(SHAPES[name][0], RANK)) for name in adapted},
+            norms=(1 + 0.1 * draw(HIDDEN), 1 + 0.1 * draw(HIDDEN)),
+            angles=draw(LENGTH, HEAD // 2),
+            states=draw(SEQUENCES * LENGTH, HIDDEN),
+        )
+
+    @property
+    def learned(self) -> list[Tensor]:
+        return [tensor for adapter in self.adapters.values() for tensor in adapter]
+
+    @property
+    def rotation(self) -> Rotation:
+        return Rotation(self.angles.cos()[:, None], self.angles.sin()[:, None])
+
+    def projections(self) -> Iterator[FrozenProjections]:
+        for names in LAYER_MAPS:
+            yield FrozenProjections([self.weights[n] for n in names], [self.biases.get(n) for n in names])
+
+    def layer(self, *, merged: bool) -> DecoderLayer:
+        projections: list[FrozenProjections | MergedProjections] = []
+        for names, frozen in zip(LAYER_MAPS, self.projections(), strict=True):
+            if merged:
+                projections.append(MergedProjections(frozen, SCALE))
+                projections[-1].merge([self.adapters.get(name) for name in names])
+            else:
+                projections.append(frozen)
+        return DecoderLayer(tuple(projections), self.norms, EPSILON, HEADS, KEY_VALUE_HEADS, HEAD)
+
+    def formula(self) -> Tensor:
+        def project(name: str, x: Tensor) -> Tensor:
+            y = x @ self.weights[name].T
+            if name in self.biases:
+                y = y + self.biases[name]
+            if name in self.adapters:
+                a, b = self.adapters[name]
+                y = y + SCALE * (x @ a.T) @ b.T
+            return y
+
+        def normal(x: Tensor, which: int) -> Tensor:
+            return x * (x.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * self.norms[which]
+
+        def heads(x: Tensor) -> Tensor:
+            return x.view(SEQUENCES, LENGTH, -1, HEAD).transpose(1, 2)
+
+        def rotate(x: Tensor) -> Tensor:
+            first, second = x.chunk(2, -1)
+            cos, sin = self.angles.cos(), self.angles.sin()
+            return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+        x = normal(self.states, 0)
+        q, k, v = (heads(project(name, x)) for name in "qkv")
+        k, v = (tensor.repeat_interleave(HEADS // KEY_VALUE_HEADS, 1) for tensor in (k, v))
+        scores = rotate(q) @ rotate(k).mT / HEAD**0.5
+        scores = scores + torch.full((LENGTH, LENGTH), -torch.inf).triu(1)
+        attended = (scores.softmax(-1) @ v).transpose(1, 2).reshape(SEQUENCES * LENGTH, -1)
+        middle = self.states + project("o", attended)
+        y = normal(middle, 1)
+        return middle + project("down", functional.silu(project("gate", y)) * project("up", y))
+
+
+def _buffers(problem: Problem) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[tuple[Adapter, ...], ...]]:
+    """Buffers for gradients, full of ones: they are added to."""
+    named = {name: (torch.ones_like(a), torch.ones_like(b)) for name, (a, b) in problem.adapters.items()}
+    return named, tuple(tuple(named.get(name) for name in names) for names in LAYER_MAPS)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("adapted", [tuple(SHAPES), ("q", "v"), ("up",), ("o", "down")])
+def test_output_and_gradients_are_those_of_the_formula(adapted: tuple[str, ...], biased: bool) -> None:
+    problem = Problem.random(adapted, biased=biased)
+    untouched = problem.states.clone()
+    layer = problem.layer(merged=True)
+    output, state = layer.forward(problem.states, problem.rotation, keep=True)
+    slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    named, buffers = _buffers(problem)
+    assert state is not None
+    given = slope.clone()
+    to_states = layer.backward(given, state, problem.rotation, buffers, last=None)
+
+    assert problem.states.equal(untouched)
+    learned = [problem.states, *problem.learned]
+    for tensor in learned:
+        tensor.requires_grad_()
+    expected_output = problem.formula()
+    expected = torch.autograd.grad(expected_output, learned, slope)
+    torch.testing.assert_close(output, expected_output)
+    torch.testing.assert_close(to_states, expected[0])
+    found = [buffer - 1 for pair in named.values() for buffer in pair]
+    for one, other in zip(found, expected[1:], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("adapted", "last"), [(("q",), 0), (("o", "gate"), 1), (("gate", "down"), 2), (("down",), 3)])
+def test_the_gradient_may_end_at_the_first_adapter(adapted: tuple[str, ...], last: int) -> None:
+    problem = Problem.random(adapted, biased=False)
+    layer = problem.layer(merged=True)
+    gradients = []
+    for end in (last, None):
+        output, state = layer.forward(problem.states, problem.rotation, keep=True)
+        named, buffers = _buffers(problem)
+        assert state is not None
+        to_states = layer.backward(torch.ones_like(output), state, problem.rotation, buffers, last=end)
+        assert (to_states is None) == (end is not None)
+        gradients.append([buffer for pair in named.values() for buffer in pair])
+    for one, other in zip(*gradients, strict=True):
+        assert one.equal(other)
+
+
+def test_without_adapters_it_is_the_frozen_layer() -> None:
+    problem = Problem.random((), biased=True)
+    output, state = problem.layer(merged=False).forward(problem.states, problem.rotation, keep=False)
+    assert state is None
+    torch.testing.assert_close(output, problem.formula())
+    torch.testing.assert_close(
+        problem.layer(merged=True).forward(problem.states, problem.rotation, keep=False)[0], output
+    )

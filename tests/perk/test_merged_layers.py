@@ -1,0 +1,74 @@
+"""The inner loop through merged layers is the inner loop through the base's modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from perk.base_model import load_base_model
+from perk.inner_loop import InnerLoss
+from perk.lora import AdaptedModel
+from perk.segments import Segment
+from perk.settings import LoraSettings
+
+ROWS = [[2, 9, 4, 100, 37, 8, 55], [3, 7, 300, 12], [8, 8, 1, 400, 20, 31]]
+SEGMENTS = [Segment(tuple(ids), prefix_tokens=1) for ids in ROWS]
+
+
+@pytest.mark.parametrize("base", ["tiny_llama", "tiny_qwen2"])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoraSettings(rank=3, first_layer=2),
+        LoraSettings(rank=3, first_layer=0),
+        LoraSettings(rank=3, first_layer=1, targets=("up_proj", "down_proj")),
+        LoraSettings(rank=3, first_layer=3, targets=("v_proj",)),
+    ],
+)
+def test_loss_and_gradient_are_those_of_the_modules(
+    base: str, lora: LoraSettings, request: pytest.FixtureRequest
+) -> None:
+    adapted = AdaptedModel(load_base_model(str(request.getfixturevalue(base)), device="cpu"), lora)
+    inner = InnerLoss(adapted, [SEGMENTS], token_limit=1000)
+    theta = 0.2 * torch.randn(1, adapted.layout.size, generator=torch.Generator().manual_seed(0))
+    merged = adapted.start_merging()
+    merged.merge(theta)
+    theta.requires_grad_()
+    for batch in inner.batches:
+        prepared = inner.prepare(batch)
+        weights = inner.weights(prepared)
+        loss, gradient = inner.gradient(theta, prepared, weights, differentiable=False, merged=merged)
+        expected_loss, expected = inner.gradient(theta, prepared, weights, differentiable=True)
+        torch.testing.assert_close(loss, expected_loss.detach())
+        assert (gradient - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_layers_below_are_the_modules_own(tiny_qwen2: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(tiny_qwen2), device="cpu"), LoraSettings(rank=2, first_layer=2))
+    ids = torch.tensor([ROWS[0]])
+    expected = adapted.lower(input_ids=ids, use_cache=False).last_hidden_state
+    torch.testing.assert_close(adapted.lower_states(ids), expected)
+
+
+def test_a_pass_that_adds_to_a_buffer_cannot_be_differentiated_again(tiny_llama: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), LoraSettings(rank=2, first_layer=3))
+    theta = torch.zeros(1, adapted.layout.size)
+    merged = adapted.start_merging()
+    merged.merge(theta)
+    theta.requires_grad_()
+    states = adapted.lower_states(torch.tensor([ROWS[0]]))
+    last = adapted.merged_states(merged, states, theta, torch.zeros_like(theta))
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(last.sum(), theta, create_graph=True)
+
+
+def test_other_bases_have_no_merged_layers(tiny_gpt2: Path, tiny_llama: Path) -> None:
+    lora = LoraSettings(rank=2, first_layer=3)
+    gpt2 = AdaptedModel(load_base_model(str(tiny_gpt2), device="cpu"), lora)
+    assert gpt2.merged_bytes is None
+    with pytest.raises(RuntimeError, match="cannot be merged"):
+        gpt2.start_merging()
+    double = AdaptedModel(load_base_model(str(tiny_llama), device="cpu", dtype=torch.float64), lora)
+    assert double.merged_bytes is None
