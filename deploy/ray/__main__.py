@@ -43,11 +43,12 @@ def main(
     except (SettingsError, PerkError, ValidationError) as error:
         print(f"python -m deploy.ray: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
     # A cluster that is there already is not for us to configure.
     ray.init(address=address) if address else ray.init(include_dashboard=False)
+    stopped = threading.Event()
+    # After Ray's own, which would end the process at once.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
     try:
         serve.start(http_options={"host": host, "port": port})
         serve.run(application, name=NAME)

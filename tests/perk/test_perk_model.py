@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from perk import InvalidInput, PerkModel
+from perk.errors import BaseMismatch
 from perk.settings import InnerSettings, LoraSettings, SegmentSettings, TemplateSettings
 
 # Steps so large that after encoding the adapter says something else than the base.
@@ -144,3 +145,25 @@ def _greedy(by_peft: Any, model: PerkModel, question: str) -> str:
     ids: Tensor = torch.tensor([tokenizer.encode(model.settings.templates.prompt.format(question=question))])
     generated = by_peft.generate(input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=model.base.eos_id)
     return str(tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def test_an_outline_names_counts_and_exports_as_the_model_does(
+    tiny_checkpoint: Path, register: str, tmp_path: Path
+) -> None:
+    model = PerkModel.load(tiny_checkpoint, device="cpu")
+
+    outline = PerkModel.load_outline(tiny_checkpoint, model.fingerprint)
+
+    assert all(parameter.is_meta for parameter in outline.base.model.parameters())
+    assert outline.document_id(register) == model.document_id(register)
+    assert outline.count_tokens(register) == model.count_tokens(register)
+    adapter = model.checkpoint.tensors["initial"]
+    for name, one in (("model", model), ("outline", outline)):
+        one.export_peft(adapter, tmp_path / name)
+    for path in (tmp_path / "model").iterdir():
+        assert path.read_bytes() == (tmp_path / "outline" / path.name).read_bytes()
+
+
+def test_an_outline_of_other_models_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(BaseMismatch, match="is not the one of the models with fingerprint 0000"):
+        PerkModel.load_outline(tiny_checkpoint, "0" * 64)
