@@ -80,7 +80,8 @@ def test_the_rms_rule_moves_no_more_than_the_committed_table_says(monkeypatch: p
     """At full size: it is the order in which groups of tensors come that keeps a gradient in the cache."""
     monkeypatch.setenv("PERK_KERNELS", "triton")
     case = next(c for c in traffic_cases(MODEL_SHAPES["Qwen2.5-0.5B"], 4096) if c.name == "rms_update rank 16")
-    assert measure(case).dram <= COMMITTED[case.name]["dram"]
+    # Where the tensors begin within a granule differs from run to run.
+    assert measure(case).dram <= 1.001 * COMMITTED[case.name]["dram"]
 
 
 def test_every_counted_operation_is_near_its_floor() -> None:
