@@ -30,7 +30,7 @@ def test_a_service_that_works_does_not_grow(start_service: Callable[..., Any], r
     assert result["rounds"] >= 3
     assert result["samples"][-1]["documents"] == 0
     if shared:
-        assert redis.names() == {"perk:fingerprints"}
+        assert soak.lasting_keys(redis.client) == {"perk:fingerprints"}
 
 
 def test_what_grows_is_named() -> None:
