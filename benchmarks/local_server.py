@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-__all__ = ["ServerError", "running_server"]
+__all__ = ["ServerError", "encode_document", "running_server"]
 
 _READY_SECONDS = 600.0
 _STOP_SECONDS = 60.0
@@ -57,6 +57,23 @@ def running_server(folder: Path, **settings: str) -> Iterator[httpx.Client]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def encode_document(client: httpx.Client, text: str) -> str:
+    """Send a document and wait until it is ready; returns its id.
+
+    Raises:
+        httpx.HTTPStatusError: it was refused.
+        ServerError: it could not be encoded.
+    """
+    while True:
+        response = client.post("/documents", json={"text": text}, headers={"Prefer": "wait=60"})
+        response.raise_for_status()
+        document = response.json()
+        if document["status"] == "ready":
+            return str(document["id"])
+        if document["status"] == "failed":
+            raise ServerError(f"{document['id']}: {document['error']}")
 
 
 def _free_port() -> int:

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.local_server import running_server
+from benchmarks.local_server import encode_document, running_server
 
 __all__ = ["main", "run"]
 
@@ -66,7 +66,7 @@ def run(
     chance = random.Random(seed)
     asked: list[tuple[str, dict[str, Any]]] = []
     for number in range(documents):
-        document_id = _encode(client, _text(number))
+        document_id = encode_document(client, _text(number))
         for index, question in enumerate(_QUESTIONS):
             text = question.format(id=3_100_000 + number, thing=_THINGS[number % 4])
             asked.append((document_id, {"question": text, "max_tokens": 1 + (max_tokens * (index + 1) - 1) // 4}))
@@ -99,17 +99,6 @@ def _text(number: int) -> str:
         f"The {_THINGS[number % 4]} is in the {chance.choice(_PLACES)} of house {number}.",
     ]
     return "\n".join(lines)
-
-
-def _encode(client: httpx.Client, text: str) -> str:
-    while True:
-        response = client.post("/documents", json={"text": text}, headers={"Prefer": "wait=60"})
-        response.raise_for_status()
-        document: dict[str, Any] = response.json()
-        if document["status"] == "ready":
-            return str(document["id"])
-        if document["status"] == "failed":
-            raise RuntimeError(f"{document['id']}: {document['error']}")
 
 
 def _ask(client: httpx.Client, document_id: str, body: dict[str, Any]) -> list[Any]:

@@ -45,41 +45,42 @@ def draw_plots(rows: Sequence[Row], costs: Sequence[BreakEven], folder: Path) ->
     return set(drawn)
 
 
-def _by_length(rows: Sequence[Row]) -> list[Draw]:
-    def panel(task: str, lines: dict[str, list[tuple[float, float]]]) -> Draw:
-        def draw(axes: Any) -> None:
-            for method, points in lines.items():
-                axes.plot(*zip(*points, strict=True), marker="o", label=method)
-            axes.set(title=task, xlabel="tokens of a document", ylabel="exact match", ylim=(-0.03, 1.03))
+def _accuracy_panel(title: str, xlabel: str, lines: dict[str, list[tuple[float, float]]], *, doubling: bool) -> Draw:
+    """A line a method; `doubling`: places on the axis double instead of growing evenly."""
+
+    def draw(axes: Any) -> None:
+        for method, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=method)
+        axes.set(title=title, xlabel=xlabel, ylabel="exact match", ylim=(-0.03, 1.03))
+        if doubling:
             axes.set_xscale("log", base=2)
-            axes.legend(fontsize="small")
+        axes.legend(fontsize="small")
 
-        return draw
+    return draw
 
+
+def _by_length(rows: Sequence[Row]) -> list[Draw]:
     plain = [row for row in rows if row.plain]
     # Two checkpoints of one method are two lines.
     known = {(row.evaluation.method, row.evaluation.checkpoint) for row in plain}
     several = {method for method, _ in known if sum(method == other for other, _ in known) > 1}
     points = [(row.task, (_line_name(row, several), (float(row.tokens), row.score.exact_match))) for row in plain]
-    return [panel(task, _grouped(found)) for task, found in _grouped(points).items()]
+    return [
+        _accuracy_panel(task, "tokens of a document", _grouped(found), doubling=True)
+        for task, found in _grouped(points).items()
+    ]
 
 
 def _by_position(rows: Sequence[Row]) -> list[Draw]:
-    def panel(title: str, lines: dict[str, list[tuple[float, float]]]) -> Draw:
-        def draw(axes: Any) -> None:
-            for method, points in lines.items():
-                axes.plot(*zip(*points, strict=True), marker="o", label=method)
-            axes.set(title=title, xlabel="position of the needle", ylabel="exact match", ylim=(-0.03, 1.03))
-            axes.legend(fontsize="small")
-
-        return draw
-
     placed = [
         (f"{row.task}, {row.tokens:,} tokens", (row.evaluation.method, (position, row.score.exact_match)))
         for row in rows
         if (position := row.evaluation.position) is not None
     ]
-    return [panel(title, _grouped(found)) for title, found in _grouped(placed).items()]
+    return [
+        _accuracy_panel(title, "position of the needle", _grouped(found), doubling=False)
+        for title, found in _grouped(placed).items()
+    ]
 
 
 def _by_questions(costs: Sequence[BreakEven]) -> list[Draw]:

@@ -256,8 +256,12 @@ class AdaptedModel:
 
     def merged_states(self, merged: MergedLayers, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
         """`upper_states` through merged layers; the backward pass adds to `gradient` ``[1, P]``."""
+        return self._last_norm(merged.run(states, theta, gradient))
+
+    def _last_norm(self, states: Tensor) -> Tensor:
+        """What stands between the last layer and the head, for bases whose layers `perk.merged_layers` runs."""
         norm: nn.Module = self.base.backbone.get_submodule("norm")
-        last: Tensor = norm(merged.run(states, theta, gradient))
+        last: Tensor = norm(states)
         return last
 
     def lower_states(self, ids: Tensor) -> Tensor:
@@ -272,9 +276,7 @@ class AdaptedModel:
         """Last hidden states ``[B, T, H]`` from the input of the first adapted layer."""
         bound = any(linear.adapter is not None for linear in self._linears.values())
         if self._upper_layers is not None and not bound and not is_differentiated(states):
-            norm: nn.Module = self.base.backbone.get_submodule("norm")
-            unadapted: Tensor = norm(self._upper_layers.run(states))
-            return unadapted
+            return self._last_norm(self._upper_layers.run(states))
         last: Tensor = self.upper(inputs_embeds=states, use_cache=False).last_hidden_state
         return last
 

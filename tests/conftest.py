@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # Triton decides at its import whether kernels are interpreted, and peft imports it. Nothing else heeds this.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -144,15 +145,27 @@ def tiny_qwen2(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a checkpoint on `tiny_llama` as it is before meta-training: rank 4, two inner steps."""
-    settings = PerkSettings(
-        base=BaseSettings(source=str(tiny_llama)), lora=LoraSettings(rank=4), inner=InnerSettings(rule="rms", steps=2)
-    )
-    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), settings.lora)
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    new_checkpoint(adapted, settings, seed=0, name="tiny").save(folder)
-    return folder
+def save_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves checkpoints on `tiny_llama` as they are before meta-training: a name, a rank, and inner settings."""
+
+    def save(name: str, *, rank: int, **inner: Any) -> Path:
+        settings = PerkSettings(
+            base=BaseSettings(source=str(tiny_llama)),
+            lora=LoraSettings(rank=rank),
+            inner=InnerSettings(rule="rms", **inner),
+        )
+        adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), settings.lora)
+        folder = tmp_path_factory.mktemp("checkpoints") / name
+        new_checkpoint(adapted, settings, seed=0, name=name).save(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(save_checkpoint: Callable[..., Path]) -> Path:
+    """Folder of a checkpoint of rank 4 and two inner steps."""
+    return save_checkpoint("tiny", rank=4, steps=2)
 
 
 def _binary(name: str) -> str:

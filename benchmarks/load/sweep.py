@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.local_server import running_server
+from benchmarks.local_server import encode_document, running_server
 
 __all__ = ["Measured", "main", "measure", "plot", "read_statistics"]
 
@@ -160,13 +160,9 @@ def plot(measured: Sequence[Measured], out: Path) -> None:
     plt.close(figure)
 
 
-def _encode(client: httpx.Client, number: int) -> str:
-    """A short document, ready."""
-    text = f"Student <{3_100_000 + number}>, Name: Ada Young, Year: Senior, Grade: {40 + number}"
-    document = _sent(client.post("/documents", json={"text": text}, headers={"Prefer": "wait=300"}))
-    if document["status"] != "ready":
-        raise RuntimeError(f"{document['id']} is {document['status']}, not ready")
-    return str(document["id"])
+def _text(number: int) -> str:
+    """A short document."""
+    return f"Student <{3_100_000 + number}>, Name: Ada Young, Year: Senior, Grade: {40 + number}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             client = stack.enter_context(running_server(folder, PERK_CHECKPOINT=chosen.checkpoint))
-        documents = [_encode(client, number) for number in range(_DOCUMENTS)]
+        documents = [encode_document(client, _text(number)) for number in range(_DOCUMENTS)]
         measured: list[Measured] = []
         for share in chosen.encode_shares:
             for users in chosen.users:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import generate_latest
 
@@ -19,6 +18,7 @@ from service.errors import NotReady, ServiceError
 from service.logging import configure_logs
 from service.metrics import Metrics
 from service.settings import load_settings
+from service.store.alone import NoOtherReplica
 from service.store.protocol import Claim
 from service.tracing import open_tracer
 
@@ -125,15 +125,9 @@ class Answerer(_Replica):
             question.cancel()
 
 
-class _NothingHere:
+class _NothingHere(NoOtherReplica):
     """`Leases` of a replica that encodes nothing: whatever waits, another has it."""
 
     async def take(self, document_id: str, on_lost: Callable[[], None]) -> Claim:  # noqa: ARG002 - of the protocol
         """As `Leases.take`."""
         return "elsewhere"
-
-    async def release(self, document_id: str) -> None:
-        """As `Leases.release`."""
-
-    def tell(self, document_id: str, progress: Mapping[str, Any]) -> None:
-        """As `Leases.tell`."""

@@ -19,11 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor
 
-from perk.base_model import load_base_model
-from perk.checkpoint import new_checkpoint
-from perk.lora import AdaptedModel
 from perk.perk_model import PerkModel
-from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings
 from service.settings import load_settings
 from service.store.adapter_format import AdapterFormat
 from service.store.reader import open_reader
@@ -102,17 +98,9 @@ class _Cluster:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(save_checkpoint: Callable[..., Path]) -> Path:
     """A checkpoint whose adapters differ so much that answers do too; 512 KiB hold ten of them."""
-    settings = PerkSettings(
-        base=BaseSettings(source=str(tiny_llama)),
-        lora=LoraSettings(rank=6),
-        inner=InnerSettings(rule="rms", steps=4, step_size=0.02),
-    )
-    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), settings.lora)
-    folder = tmp_path_factory.mktemp("checkpoints") / "ray"
-    new_checkpoint(adapted, settings, seed=0, name="ray").save(folder)
-    return folder
+    return save_checkpoint("ray", rank=6, steps=4, step_size=0.02)
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,6 @@ from typing import Any
 import httpx
 import pytest
 
-from perk.base_model import load_base_model
-from perk.checkpoint import new_checkpoint
-from perk.lora import AdaptedModel
-from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings
-
 _PATIENCE_SECONDS = 120.0
 
 
@@ -142,17 +137,9 @@ class ServiceProcess:
 
 
 @pytest.fixture(scope="session")
-def patient_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def patient_checkpoint(save_checkpoint: Callable[..., Path]) -> Path:
     """Folder of a checkpoint with many and large inner steps: an encode takes a while, and changes the answers."""
-    settings = PerkSettings(
-        base=BaseSettings(source=str(tiny_llama)),
-        lora=LoraSettings(rank=4),
-        inner=InnerSettings(rule="rms", steps=64, step_size=3e-3),
-    )
-    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), settings.lora)
-    folder = tmp_path_factory.mktemp("checkpoints") / "patient"
-    new_checkpoint(adapted, settings, seed=0, name="patient").save(folder)
-    return folder
+    return save_checkpoint("patient", rank=4, steps=64, step_size=3e-3)
 
 
 @pytest.fixture

@@ -14,10 +14,6 @@ import pytest
 import structlog
 import uvicorn
 
-from perk.base_model import load_base_model
-from perk.checkpoint import new_checkpoint
-from perk.lora import AdaptedModel
-from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings
 from service.app import create_app
 from service.engine.engine import Engine
 from service.settings import Settings
@@ -100,29 +96,15 @@ class RunningService:
 
 
 @pytest.fixture(scope="session")
-def slow_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def slow_checkpoint(save_checkpoint: Callable[..., Path]) -> Path:
     """Folder of a checkpoint whose inner loop takes so many steps that there is time to look at it."""
-    settings = PerkSettings(
-        base=BaseSettings(source=str(tiny_llama)), lora=LoraSettings(rank=4), inner=InnerSettings(rule="rms", steps=64)
-    )
-    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), settings.lora)
-    folder = tmp_path_factory.mktemp("checkpoints") / "slow"
-    new_checkpoint(adapted, settings, seed=0, name="slow").save(folder)
-    return folder
+    return save_checkpoint("slow", rank=4, steps=64)
 
 
 @pytest.fixture(scope="session")
-def strong_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def strong_checkpoint(save_checkpoint: Callable[..., Path]) -> Path:
     """Folder of a checkpoint whose adapters differ so much that most answers do too."""
-    settings = PerkSettings(
-        base=BaseSettings(source=str(tiny_llama)),
-        lora=LoraSettings(rank=16),
-        inner=InnerSettings(rule="rms", steps=4, step_size=0.05),
-    )
-    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), settings.lora)
-    folder = tmp_path_factory.mktemp("checkpoints") / "strong"
-    new_checkpoint(adapted, settings, seed=0, name="strong").save(folder)
-    return folder
+    return save_checkpoint("strong", rank=16, steps=4, step_size=0.05)
 
 
 @pytest.fixture(scope="session")

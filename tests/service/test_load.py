@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from benchmarks.load import sweep
@@ -42,5 +43,5 @@ def test_other_rows_of_the_table_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_service_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(sweep.httpx.ConnectError):
+    with pytest.raises(httpx.ConnectError):
         sweep.main(["--url", "http://127.0.0.1:9", "--csv", str(tmp_path / "load.csv")])
