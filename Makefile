@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 COVERED := perk meta_training service
+# A process of tests for each core; files are whole, as tests of a file share servers.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # A stamp is newer than what it was made from: a second call has nothing to install. BASE stands for "runs the service",
 # TEST for "and checks it"; MODEL for the converted base model in the user's cache.
@@ -26,7 +28,7 @@ demo: $(BASE) $(MODEL) ## encode the documents of examples/, ask their questions
 	$(BIN)/python -m service.demo
 
 test: lint $(MODEL) ## everything that must hold: lint, then all tests with their coverage
-	$(BIN)/pytest --cov --cov-report=
+	$(BIN)/pytest $(PARALLEL) --cov --cov-report=
 	@for package in $(COVERED); do $(BIN)/coverage report --include="$$package/*" --fail-under=80 || exit 1; done
 
 lint: $(TEST) ## format, style, types and the arrows between the packages

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio.connection import parse_url
 
 from service.keys import ApiKey, Limits, read_keys
-from service.store.adapter_format import FormatName
+from service.store.format_name import FormatName
 
 __all__ = ["Settings", "SettingsError", "describe_settings", "load_settings"]
 

@@ -15,6 +15,8 @@ from typing import Any
 
 # Triton decides at its import whether kernels are interpreted, and peft imports it. Nothing else heeds this.
 os.environ["TRITON_INTERPRET"] = "1"
+# One process of tests a core: threads that wait for one another's turn would cost more than tiny models gain by them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError
@@ -11,10 +11,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from service.errors import StoreError
+from service.store.format_name import FormatName
 
-__all__ = ["AdapterFormat", "DamagedAdapter", "FormatName"]
-
-FormatName = Literal["float32", "bf16", "int8-delta"]
+__all__ = ["AdapterFormat", "DamagedAdapter"]
 
 # Elements that share a scale: 4 bytes on 64 cost less than a bit and a half each, and keep one outlier local.
 _BLOCK = 64

@@ -200,4 +200,4 @@ def story() -> str:
 @pytest.fixture(scope="session")
 def register() -> str:
     """A document whose encode can be interrupted."""
-    return "\n".join(f"Student <{3000000 + number}>, Name: Ada Young, Year: Senior, Grade: 72" for number in range(40))
+    return "\n".join(f"Student <{3000000 + number}>, Name: Ada Young, Year: Senior, Grade: 72" for number in range(24))

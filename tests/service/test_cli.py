@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,11 @@ def files(tmp_path: Path, story: str) -> list[Path]:
     paths[0].write_text(story)
     paths[1].write_text("Student <3109998>, Name: Ada Young, Grade: 72")
     return paths
+
+
+def test_commands_that_talk_to_a_service_do_not_wait_for_torch_to_load() -> None:
+    script = "import sys, service.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_encode_prints_one_object_a_line(perk: Perk, files: list[Path]) -> None:

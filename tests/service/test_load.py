@@ -18,7 +18,7 @@ def test_users_ask_and_send_documents(
     service = start_service(checkpoint=strong_checkpoint, queue_limit=128).until_ready()
     table, image = tmp_path / "load.csv", tmp_path / "load.png"
 
-    arguments = f"--url {service.client.base_url} --users 1 2 --encode-shares 0.1 --seconds 6 --meanwhile-words 20000"
+    arguments = f"--url {service.client.base_url} --users 1 2 --encode-shares 0.1 --seconds 12 --meanwhile-words 20000"
     status = sweep.main([*arguments.split(), "--csv", str(table), "--plot", str(image)])
 
     assert status == 0
