@@ -11,6 +11,7 @@ from ray import serve
 
 from deploy.ray.encoder_calls import EncoderCalls
 from deploy.ray.remote_questions import RemoteQuestions
+from deploy.ray.replica_metrics import add_route
 from perk.perk_model import PerkModel
 from service.app import create_app
 from service.engine.engine import EngineParts
@@ -48,7 +49,9 @@ def create_front(*, encoders: str, answerers: str, most_encodes: int) -> FastAPI
         leases=lambda _: EncoderCalls(encoder_handle, limit=most_encodes),
         questions=partial(RemoteQuestions, answerers=answerer_handle, queue_limit=settings.queue_limit),
     )
-    return create_app(settings, load_model=load_outline, replaced=replaced)
+    app = create_app(settings, load_model=load_outline, replaced=replaced)
+    add_route(app, {encoders: encoder_handle, answerers: answerer_handle})
+    return app
 
 
 def _own_folder(data_dir: Path) -> Path:

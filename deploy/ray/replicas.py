@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from prometheus_client import generate_latest
+from ray import serve
 
 from deploy.ray.wire import Accepted, Event, Failed, Piece
 from perk.answer import AnswerRequest
@@ -51,9 +52,14 @@ class _Replica:
             if problem.reason == "failed":
                 raise
 
-    async def metrics(self) -> tuple[int, str]:
-        """The number of this process, and its metrics as Prometheus' text."""
-        return os.getpid(), generate_latest(self._engine.metrics.registry).decode()
+    async def metrics(self) -> tuple[str, str]:
+        """The name of this replica, and its metrics as Prometheus' text."""
+        name: str = serve.get_replica_context().replica_tag
+        return name, generate_latest(self._engine.metrics.registry).decode()
+
+    async def process_id(self) -> int:
+        """Number of this process on its machine."""
+        return os.getpid()
 
     async def stop(self) -> None:
         """End what runs; what is not done goes back to the store."""

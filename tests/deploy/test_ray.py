@@ -79,22 +79,24 @@ class _Cluster:
         answer: str = response.json()["answer"]
         return answer
 
-    def reads(self) -> dict[int, dict[str, float]]:
-        """Reads of adapters by tier, by the number of the answerer's process."""
-        found: dict[int, dict[str, float]] = {}
+    def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and values of a metric of the replicas with a model."""
+        response = self.client.get("/metrics/replicas")
+        assert response.status_code == 200, response.text
+        return [
+            (sample.labels, sample.value)
+            for family in text_string_to_metric_families(response.text)
+            for sample in family.samples
+            if sample.name == name
+        ]
 
-        def look() -> bool:
-            number, text = self.answerers.metrics.remote().result(timeout_s=_PATIENCE_SECONDS)
-            found[number] = {
-                sample.labels["tier"]: sample.value
-                for family in text_string_to_metric_families(text)
-                for sample in family.samples
-                if sample.name == "perk_adapter_reads_total"
-            }
-            return len(found) == 2
-
-        _until(look)
-        return found
+    def reads(self) -> dict[str, float]:
+        """Reads of adapters by tier, by all answerers."""
+        reads = [
+            (labels, n) for labels, n in self.samples("perk_adapter_reads_total") if labels["deployment"] == "answerer"
+        ]
+        assert len({labels["replica"] for labels, _ in reads}) == 2
+        return {tier: sum(n for labels, n in reads if labels["tier"] == tier) for tier in ("memory", "redis")}
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +171,9 @@ def _drawn(documents: list[str], count: int, seed: int) -> list[tuple[str, str]]
     return [(draw.choice(documents), draw.choice(_QUESTIONS)) for _ in range(count)]
 
 
-def _share_at_hand(before: dict[int, dict[str, float]], after: dict[int, dict[str, float]]) -> float:
+def _share_at_hand(before: dict[str, float], after: dict[str, float]) -> float:
     """Of all reads between the two, those that found the adapter in memory."""
-    counts = {
-        tier: sum(after[number].get(tier, 0) - before[number].get(tier, 0) for number in after)
-        for tier in ("memory", "redis")
-    }
-    return counts["memory"] / sum(counts.values())
+    return (after["memory"] - before["memory"]) / (sum(after.values()) - sum(before.values()))
 
 
 def test_a_question_goes_where_its_adapter_is(
@@ -209,11 +207,22 @@ def test_a_question_goes_where_its_adapter_is(
     assert routed > random_share + 0.1
 
 
+def test_the_front_shows_what_replicas_count(cluster: _Cluster, documents: list[str]) -> None:
+    encodes = cluster.samples("perk_encodes_total")
+    assert {labels["deployment"] for labels, _ in encodes} == {"encoder"}
+    assert sum(count for labels, count in encodes if labels["outcome"] == "ready") == len(documents)
+    slices = cluster.samples("perk_slice_seconds_count")
+    assert {(labels["deployment"], labels["kind"]) for labels, _ in slices} == {
+        ("encoder", "encode"),
+        ("answerer", "question"),
+    }
+
+
 def test_a_killed_answerer_loses_no_question(
     cluster: _Cluster, documents: list[str], expected: dict[tuple[str, str], str]
 ) -> None:
     asked = _drawn(documents, 100, seed=2)
-    victim, _ = cluster.reads()
+    victim = cluster.answerers.process_id.remote().result(timeout_s=_PATIENCE_SECONDS)
 
     def ask(number: int) -> str:
         if number == 30:
