@@ -32,7 +32,7 @@ from kernels.model_shapes import MODEL_SHAPES, ModelShape
 from kernels.triton_ops.programs import PROGRAMS
 from kernels.triton_ops.vocabulary_plan import choose_blocks
 
-__all__ = ["H100", "Case", "Row", "measure", "traffic_cases"]
+__all__ = ["H100", "Case", "Row", "adapter_sizes", "measure", "traffic_cases"]
 
 H100 = Gpu("H100", cache=50 << 20, processors=132)
 
@@ -144,11 +144,16 @@ def _linear_cases(tokens: int, inputs: int, outputs: int, rank: int) -> Iterator
     )
 
 
-def _update_cases(shape: ModelShape, rank: int) -> Iterator[Case]:
-    """Both rules over the buffer of all layers."""
+def adapter_sizes(shape: ModelShape, rank: int) -> list[int]:
+    """Elements of each tensor of an adapter on all linear maps of all layers, in their order in the flat buffer."""
     h, kv, m = shape.hidden, shape.key_value, shape.intermediate
     widths = [(h, h), (h, kv), (h, kv), (h, h), (h, m), (h, m), (m, h)]
-    sizes = [rank * width for pair in widths for width in pair] * shape.layers
+    return [rank * width for pair in widths for width in pair] * shape.layers
+
+
+def _update_cases(shape: ModelShape, rank: int) -> Iterator[Case]:
+    """Both rules over the buffer of all layers."""
+    sizes = adapter_sizes(shape, rank)
     count = sum(sizes)
     theta, gradient, first, second = (torch.zeros(1, count) for _ in range(4))
     rates = torch.ones(len(sizes))

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record_accesses
-from benchmarks.traffic import H100, Case, measure, traffic_cases
+from benchmarks.traffic import H100, Case, adapter_sizes, measure, traffic_cases
 from kernels import adamw_update
 from kernels.model_shapes import MODEL_SHAPES, ModelShape
 from kernels.triton_ops import adapter_update
@@ -88,6 +88,16 @@ def test_the_rms_rule_reads_gradients_once_where_groups_of_tensors_fit_the_cache
     case = next(c for c in traffic_cases(shape, 64) if c.name.startswith("rms_update"))
     monkeypatch.setattr(adapter_update, "_GROUP_BYTES", 1300 << 10)
     assert measure(case, gpu).dram_to_floor <= 1.01
+
+
+def test_at_full_size_the_rms_rule_goes_over_groups_whose_gradients_stay_in_the_cache() -> None:
+    """What the committed row, whose count takes minutes, rests on."""
+    sizes = adapter_sizes(MODEL_SHAPES["Qwen2.5-0.5B"], 16)
+    groups = adapter_update._groups(sizes, 4)
+    # Parameters in and out, and the gradient.
+    assert all(3 * 4 * sum(sizes[group]) <= H100.cache for group in groups)
+    assert [index for group in groups for index in range(len(sizes))[group]] == list(range(len(sizes)))
+    assert COMMITTED["rms_update rank 16"]["dram_to_floor"] <= 1.001
 
 
 def test_every_counted_operation_is_near_its_floor() -> None:
