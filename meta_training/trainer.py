@@ -22,6 +22,7 @@ from meta_training.evaluate import score_documents
 from meta_training.in_context import InContextLoop, in_context_question
 from meta_training.outer_loop import MetaParameters, OuterLoop, OuterResult
 from meta_training.processes import Processes, join_processes
+from meta_training.question_segment import question_segment
 from meta_training.settings import OuterSettings, TaskMix, TrainSettings, read_settings
 from meta_training.stop_signals import stop_signals
 from meta_training.tasks import Document, Question, Split, Task, build_task
@@ -32,9 +33,9 @@ from perk.checkpoint import Checkpoint, new_checkpoint
 from perk.errors import InvalidInput, PerkError
 from perk.lora import AdaptedModel
 from perk.segments import Segment, join_passages, normalise, split_segments
-from perk.settings import BaseSettings, PerkSettings, TemplateSettings
+from perk.settings import BaseSettings, PerkSettings
 
-__all__ = ["DivergenceError", "Trainer", "question_segment", "run_training"]
+__all__ = ["DivergenceError", "Trainer", "run_training"]
 
 _STATE = "state.safetensors"
 # Beside the newest checkpoint: the one that scored best on development data.
@@ -52,13 +53,6 @@ class _Draw:
     stage: int
     tasks: tuple[str, ...]
     documents: tuple[Document, ...]
-
-
-def question_segment(question: Question, base: BaseModel, templates: TemplateSettings) -> Segment:
-    """A question as the outer loss sees it: the prompt without loss, then the support, the answer and the end token."""
-    prompt = base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False)
-    target = base.tokenizer.encode(templates.target(question.answer, question.support), add_special_tokens=False)
-    return Segment(ids=(*prompt, *target, base.eos_id), prefix_tokens=len(prompt))
 
 
 class Trainer:
@@ -317,7 +311,9 @@ class Trainer:
             question = replace(
                 question, question=in_context_question(question.question, document, self.base, self.settings.templates)
             )
-        return question_segment(question, self.base, self.settings.templates)
+        return question_segment(
+            question, self.base, self.settings.templates, answer_weight=self.settings.outer.answer_weight
+        )
 
     def _log_step(self, drawn: _Draw, tokens: int, questions: int, result: OuterResult, norm: float) -> None:
         self._log.step(

@@ -25,7 +25,8 @@ class MicroBatch:
         positions: index into a document's ``S·T`` positions of each state that predicts a token, ``[D, K]``.
         own_positions: index of the predicted token itself, whose state gives its weight, ``[D, K]``.
         targets: ids of the predicted tokens, ``[D, K]``.
-        shares: 1 / (loss tokens of the whole document), 0 for padding, ``[D, K]``.
+        shares: weight of each token in the whole document's mean (1 / its loss tokens where none is stressed), 0 for
+            padding, ``[D, K]``.
     """
 
     ids: Tensor
@@ -50,10 +51,10 @@ def make_micro_batches(documents: Sequence[Sequence[Segment]], *, token_limit: i
 
     Returns:
         Micro-batches that hold every segment once. The sum of their losses is the mean over all loss tokens of each
-        document, however they are cut.
+        document, a stressed one counted as often as it weighs, however they are cut.
     """
     ordered = [sorted(segments, key=lambda segment: -len(segment.ids)) for segments in documents]
-    loss_tokens = [sum(s.loss_tokens for s in segments) for segments in documents]
+    loss_weights = [sum(s.loss_weight for s in segments) for segments in documents]
     slots = max(len(segments) for segments in ordered)
     lengths = [max(len(s[slot].ids) for s in ordered if slot < len(s)) for slot in range(slots)]
     batches = []
@@ -66,13 +67,13 @@ def make_micro_batches(documents: Sequence[Sequence[Segment]], *, token_limit: i
             if padded * len(documents) > token_limit or padded - real > _PADDING_LIMIT * padded:
                 break
             end += 1
-        batches.append(_micro_batch([s[start:end] for s in ordered], end - start, lengths[start], loss_tokens, pad_id))
+        batches.append(_micro_batch([s[start:end] for s in ordered], end - start, lengths[start], loss_weights, pad_id))
         start = end
     return batches
 
 
 def _micro_batch(
-    documents: list[list[Segment]], rows: int, length: int, loss_tokens: list[int], pad_id: int
+    documents: list[list[Segment]], rows: int, length: int, loss_weights: list[float], pad_id: int
 ) -> MicroBatch:
     count = max(sum(s.loss_tokens for s in segments) for segments in documents)
     ids = torch.full((len(documents) * rows, length), pad_id)
@@ -88,6 +89,7 @@ def _micro_batch(
             loss = slice(filled, filled + segment.loss_tokens)
             own[d, loss] = torch.arange(row * length + first, row * length + size)
             targets[d, loss] = torch.tensor(segment.ids[first:])
-            shares[d, loss] = 1 / max(loss_tokens[d], 1)
+            shares[d, loss] = 1 / (loss_weights[d] or 1)
             filled = loss.stop
+            shares[d, filled - segment.stressed_tokens : filled] *= segment.stress
     return MicroBatch(ids=ids, positions=(own - 1).clamp(min=0), own_positions=own, targets=targets, shares=shares)

@@ -33,10 +33,14 @@ class Segment:
     Attributes:
         ids: prefix and text.
         prefix_tokens: how many ids at the start are the prefix, which carries no loss.
+        stressed_tokens: how many ids at the end weigh `stress` times as much as the others in the loss.
+        stress: their weight.
     """
 
     ids: tuple[int, ...]
     prefix_tokens: int
+    stressed_tokens: int = 0
+    stress: float = 1.0
 
     @property
     def first_loss(self) -> int:
@@ -47,6 +51,11 @@ class Segment:
     def loss_tokens(self) -> int:
         """How many ids carry loss."""
         return len(self.ids) - self.first_loss
+
+    @property
+    def loss_weight(self) -> float:
+        """Sum of the weights of the ids that carry loss."""
+        return self.loss_tokens + (self.stress - 1) * self.stressed_tokens
 
 
 def normalise(text: str) -> str:

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from meta_training.document import Document, Question
 from meta_training.exchange import read_documents
-from meta_training.tasks.sentences import supporting_sentence
+from meta_training.tasks.cloze import cloze_questions
+from meta_training.tasks.sentences import split_title, supporting_sentence
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.task import CountTokens, Split
+from perk.errors import InvalidInput
 from perk.segments import join_passages
 
 __all__ = ["NaturalQuestions"]
@@ -18,9 +20,22 @@ __all__ = ["NaturalQuestions"]
 class NaturalQuestions:
     """One paragraph with its questions, or as many as fill the asked length."""
 
-    def __init__(self, *, split: Split, count_tokens: CountTokens) -> None:
-        """Read the paragraphs of a split; the study's own two files are the splits."""
+    def __init__(self, *, split: Split, count_tokens: CountTokens, cloze: int = 0) -> None:
+        """Read the paragraphs of a split; the study's own two files are the splits.
+
+        Args:
+            split: which file.
+            count_tokens: of the base's tokeniser.
+            cloze: questions to make of each paragraph's own sentences (`cloze_questions`) beside those that people
+                asked, which are one a paragraph, too few to learn from. Development asks the set's own alone.
+
+        Raises:
+            InvalidInput: a number out of range, or no data.
+        """
+        if cloze < 0:
+            raise InvalidInput("cloze", str(cloze), "at least 0")
         self.name = "nq"
+        self._cloze = cloze if split == "train" else 0
         self._paragraphs: list[tuple[str, tuple[Question, ...], int]] = []
         for document in read_documents(data_file(f"nq/{split}.jsonl")):
             text = document.context if isinstance(document.context, str) else join_passages(document.context)
@@ -36,6 +51,8 @@ class NaturalQuestions:
                 break
             chosen.append((text, questions))
             used += length
+        if self._cloze:
+            chosen = [(text, (*asked, *self._made(text, rng))) for text, asked in chosen]
         texts = [text for text, _ in chosen]
         if position is None:
             return Document(tuple(texts), tuple(question for _, questions in chosen for question in questions))
@@ -43,10 +60,19 @@ class NaturalQuestions:
         others.insert(round(position * len(others)), first)
         return Document(tuple(others), chosen[0][1])
 
+    def _made(self, paragraph: str, rng: random.Random) -> list[Question]:
+        return [replace(q, task=self.name) for q in cloze_questions(paragraph, rng, count=self._cloze)]
+
 
 def _as_asked(question: Question, paragraph: str) -> Question:
     """Typed into a search box, without capital or question mark: put both; and the sentence that answers it."""
     text = question.question.strip().rstrip("?")
     asked = f"{text[:1].upper()}{text[1:]}?"
-    support = question.support or supporting_sentence(paragraph, (question.answer, *question.answers))
+    answers = (question.answer, *question.answers)
+    # A title comes first, and says less about its own words than a sentence that has them too.
+    support = (
+        question.support
+        or supporting_sentence(split_title(paragraph)[1], answers)
+        or supporting_sentence(paragraph, answers)
+    )
     return replace(question, question=asked, support=support, task="nq")

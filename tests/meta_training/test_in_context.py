@@ -17,8 +17,9 @@ from meta_training.document import Document, Question
 from meta_training.evaluate import evaluate, score_documents
 from meta_training.exchange import write_documents
 from meta_training.in_context import MAX_ANSWER_TOKENS, in_context_question
+from meta_training.question_segment import question_segment
 from meta_training.settings import TrainSettings
-from meta_training.trainer import Trainer, question_segment
+from meta_training.trainer import Trainer
 from perk import AnswerRequest, CheckpointError, PerkModel
 from perk.base_model import load_base_model
 from perk.segments import join_passages

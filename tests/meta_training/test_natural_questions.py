@@ -67,6 +67,23 @@ def test_a_position_places_the_paragraph_asked_about(position: float, place: int
         assert document.context[place].startswith(f"The dev town {town}.")
 
 
+@pytest.mark.usefixtures("data_root")
+def test_training_may_ask_more_than_people_did(count_words: CountTokens) -> None:
+    asked = NaturalQuestions(split="train", count_tokens=count_words).draw(random.Random(3), tokens=100)
+    more = NaturalQuestions(split="train", count_tokens=count_words, cloze=3).draw(random.Random(3), tokens=100)
+    assert more.context == asked.context
+    assert {q.question for q in asked.questions} < {q.question for q in more.questions}
+    assert {q.task for q in more.questions} == {"nq"}
+    dev = NaturalQuestions(split="dev", count_tokens=count_words, cloze=3).draw(random.Random(3), tokens=1)
+    assert len(dev.questions) <= 2, "development asks what people asked"
+
+
+@pytest.mark.usefixtures("data_root")
+def test_fewer_than_no_made_questions_are_refused(count_words: CountTokens) -> None:
+    with pytest.raises(InvalidInput, match="cloze"):
+        NaturalQuestions(split="train", count_tokens=count_words, cloze=-1)
+
+
 def test_a_damaged_file_is_refused_with_its_line(data_root: Path, count_words: CountTokens) -> None:
     file = data_root / "nq" / "dev.jsonl"
     file.write_text(file.read_text() + '{"context": "A town.", "question": 4, "answer": "x"}\n')

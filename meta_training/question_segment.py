@@ -1,0 +1,28 @@
+"""A question as the outer loss sees it."""
+
+from __future__ import annotations
+
+from meta_training.document import Question
+from perk.base_model import BaseModel
+from perk.segments import Segment
+from perk.settings import TemplateSettings
+
+__all__ = ["question_segment"]
+
+
+def question_segment(
+    question: Question, base: BaseModel, templates: TemplateSettings, *, answer_weight: float = 1.0
+) -> Segment:
+    """The prompt without loss, then the support, the answer and the end token.
+
+    Tokens of the answer, the end token among them, weigh `answer_weight` times as much as those of the support.
+    """
+    prompt = base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False)
+    target = base.tokenizer.encode(templates.target(question.answer, question.support), add_special_tokens=False)
+    answer = base.tokenizer.encode(templates.answer.format(answer=question.answer), add_special_tokens=False)
+    return Segment(
+        ids=(*prompt, *target, base.eos_id),
+        prefix_tokens=len(prompt),
+        stressed_tokens=min(len(answer), len(target)) + 1,
+        stress=answer_weight,
+    )
