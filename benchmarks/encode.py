@@ -7,8 +7,9 @@ Both sides take the same micro-batches of the same segments, in turn, and the me
 - Vocabulary: the checkpoint's inner loss may let only `inner.candidates` frequent ids and the document's own compete;
   theirs takes the whole vocabulary. ``full_vocabulary_seconds`` is ours with the whole vocabulary too.
 
-By default the adapter is the checkpoint's. With another rank, or on all layers, it is one before meta-training, and all
-else stays as the checkpoint has it.
+By default the adapter and the number of inner steps are the checkpoint's. With another rank, or on all layers, the
+adapter is one before meta-training, and all else stays as the checkpoint has it. Both sides take time in proportion to
+the steps but for what comes before the first one, so a few of them say about a long document what all would.
 
 Ours includes cutting the text into segments and planning; theirs gets the micro-batches ready-made.
 """
@@ -26,7 +27,7 @@ from benchmarks.peft_fine_tuning import PeftFineTuning
 from benchmarks.result import print_result
 from perk.base_model import load_base_model
 from perk.batches import MicroBatch, make_micro_batches
-from perk.checkpoint import new_checkpoint
+from perk.checkpoint import Checkpoint, new_checkpoint
 from perk.errors import InvalidInput
 from perk.inner_loop import Encoding
 from perk.lora import AdaptedModel
@@ -44,6 +45,7 @@ def run(
     *,
     all_layers: bool = False,
     rank: int | None = None,
+    steps: int | None = None,
     memory_budget: int | None = None,
 ) -> dict[str, float]:
     """Measure.
@@ -54,6 +56,7 @@ def run(
         repeats: timed runs of each side; one of each goes before, untimed.
         all_layers: put adapters on all layers, wherever the checkpoint begins.
         rank: of the adapters, if not the checkpoint's.
+        steps: the first so many of the checkpoint's inner steps; None: all.
         memory_budget: as in `PerkModel.start_encoding`; the other side takes the same micro-batches.
 
     Returns:
@@ -66,12 +69,12 @@ def run(
           before the other side is loaded.
 
     Raises:
-        InvalidInput: `tokens` or `repeats` is not positive.
+        InvalidInput: `tokens` or `repeats` is not positive, or the checkpoint has fewer `steps`.
         PerkError: the checkpoint or its base cannot be loaded.
     """
     if repeats < 1:
         raise InvalidInput("repeats", str(repeats), "at least 1")
-    model = _load(checkpoint, all_layers=all_layers, rank=rank)
+    model = _load(checkpoint, all_layers=all_layers, rank=rank, steps=steps)
     inner = model.settings.inner
     full_vocabulary = inner.model_copy(update={"candidates": None})
     text = generate_document(model, tokens)
@@ -112,12 +115,16 @@ def main(
     checkpoint: str,
     as_json: bool,
     *,
+    repeats: int = 3,
     all_layers: bool = False,
     rank: int | None = None,
+    steps: int | None = None,
     memory_budget: int | None = None,
 ) -> None:
     """Encode a document, and fine-tune on it with peft, autograd and AdamW in the same run."""
-    result = run(tokens, checkpoint, all_layers=all_layers, rank=rank, memory_budget=memory_budget)
+    result = run(
+        tokens, checkpoint, repeats, all_layers=all_layers, rank=rank, steps=steps, memory_budget=memory_budget
+    )
     print_result(result, as_json=as_json)
 
 
@@ -147,17 +154,21 @@ def plan_micro_batches(
     return make_micro_batches([segments], token_limit=token_limit, pad_id=model.base.eos_id)
 
 
-def _load(checkpoint: str, *, all_layers: bool, rank: int | None) -> PerkModel:
+def _load(checkpoint: str, *, all_layers: bool, rank: int | None, steps: int | None) -> PerkModel:
     model = PerkModel.load(checkpoint, device="cpu")
-    changes: dict[str, int] = {}
-    if all_layers:
-        changes["first_layer"] = 0
-    if rank is not None:
-        changes["rank"] = rank
-    if not changes:
+    adapter_changes = ({"first_layer": 0} if all_layers else {}) | ({} if rank is None else {"rank": rank})
+    if not adapter_changes and steps is None:
         return model
-    lora = LoraSettings.model_validate(model.settings.lora.model_dump() | changes)
-    settings = model.settings.model_copy(update={"lora": lora})
+    learned = model.settings.inner.steps
+    if steps is not None and not 1 <= steps <= learned:
+        raise InvalidInput("steps", str(steps), f"1 to {learned}, the inner steps of checkpoint {checkpoint}")
+    lora = LoraSettings.model_validate(model.settings.lora.model_dump() | adapter_changes)
+    inner = model.settings.inner.model_copy(update={"steps": steps or learned})
+    settings = model.settings.model_copy(update={"lora": lora, "inner": inner})
+    if not adapter_changes:
+        tensors = model.checkpoint.tensors
+        first = tensors | {"log_step_sizes": tensors["log_step_sizes"][: inner.steps]}
+        return PerkModel(model.base, Checkpoint(model.checkpoint.name, settings, first), adapted=model.adapted)
     base = load_base_model(settings.base.source, device="cpu")
     adapted = AdaptedModel(base, lora)
     return PerkModel(base, new_checkpoint(adapted, settings, seed=0), adapted=adapted)

@@ -187,6 +187,10 @@ def bench_encode(
     rank: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Rank of the adapters.", show_default="the checkpoint's")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Inner steps, the first ones.", show_default="all of the checkpoint's")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each side, after one untimed.")] = 3,
     memory_budget: Annotated[
         int | None,
         typer.Option(
@@ -202,7 +206,16 @@ def bench_encode(
     """Encode a document, and fine-tune on it with peft, autograd and AdamW in the same run."""
     from benchmarks.encode import main as run
 
-    run(tokens, checkpoint, as_json, all_layers=all_layers, rank=rank, memory_budget=memory_budget)
+    run(
+        tokens,
+        checkpoint,
+        as_json,
+        repeats=repeats,
+        all_layers=all_layers,
+        rank=rank,
+        steps=steps,
+        memory_budget=memory_budget,
+    )
 
 
 @bench_app.command("ask")

@@ -48,6 +48,13 @@ def test_other_adapters_and_less_memory_are_measured_too(tiny_checkpoint: Path) 
         encode.run(**options, rank=0)
 
 
+def test_fewer_steps_are_the_first_ones(tiny_checkpoint: Path) -> None:
+    options = {"tokens": 60, "checkpoint": str(tiny_checkpoint), "repeats": 1}
+    assert set(encode.run(**options, steps=1)) == _CONTRACT | {"full_vocabulary_seconds"}
+    with pytest.raises(InvalidInput, match="steps"):
+        encode.run(**options, steps=65)
+
+
 def test_the_command_prints_one_json_object(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encode.main(tokens=20, checkpoint=str(tiny_checkpoint), as_json=True)
 

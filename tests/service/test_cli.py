@@ -226,7 +226,7 @@ def test_serve_does_not_start_with_a_bad_setting(monkeypatch: pytest.MonkeyPatch
 
 
 def test_bench_runs_the_benchmarks(tiny_checkpoint: Path) -> None:
-    other_adapter = ["--all-layers", "--rank", "3", "--memory-budget", "64MiB"]
+    other_adapter = ["--all-layers", "--rank", "3", "--memory-budget", "64MiB", "--repeats", "1"]
     encode = CliRunner().invoke(
         app, ["bench", "encode", "--tokens", "64", "--checkpoint", str(tiny_checkpoint), *other_adapter, "--json"]
     )
