@@ -18,7 +18,6 @@ from meta_training.retrieval import PassageIndex
 from meta_training.scoring import OUTPUT_END, Scores
 from perk import AnswerRequest, PerkModel
 from perk.segments import join_passages
-from perk.settings import PLAIN_TEMPLATES
 
 __all__ = ["Method", "evaluate", "score_documents"]
 
@@ -74,12 +73,12 @@ def score_documents(
             started = time.perf_counter()
             asked = [question.question for question in rows]
             if method in ("ft-icr", "in-context"):
-                templates = model.settings.templates if method == "ft-icr" else PLAIN_TEMPLATES
+                templates = model.settings.templates if method == "ft-icr" else model.base.templates
                 asked = [in_context_question(question, context, model.base, templates) for question in asked]
             elif index is not None:
                 found = ["\n".join(index.best(question, _PASSAGES)) for question in asked]
                 pairs = zip(asked, found, strict=True)
-                asked = [in_context_question(q, passages, model.base, PLAIN_TEMPLATES) for q, passages in pairs]
+                asked = [in_context_question(q, passages, model.base, model.base.templates) for q, passages in pairs]
             answers = _answer(model, adapter, asked)
             scores.ask_seconds += [(time.perf_counter() - started) / len(rows)] * len(rows)
             for question, answer in zip(rows, answers, strict=True):

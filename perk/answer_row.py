@@ -11,7 +11,7 @@ from perk.answer_request import AnswerRequest
 from perk.base_model import BaseModel
 from perk.errors import InvalidInput
 from perk.row_cache import RowCache
-from perk.settings import PLAIN_TEMPLATES, TemplateSettings
+from perk.settings import TemplateSettings
 
 __all__ = ["AnswerDelta", "AnswerRow"]
 
@@ -58,7 +58,7 @@ class AnswerRow:
         self.number = number
         self.request = request
         # A base without an adapter has not learned to recall anything.
-        self.templates = PLAIN_TEMPLATES if request.adapter is None else templates
+        self.templates = base.templates if request.adapter is None else templates
         question = self.templates.prompt.format(question=request.question.strip())
         self.prompt = list(base.tokenizer.encode(question, verbose=False))
         self.ids: list[int] = []

@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from perk.errors import BaseModelError
+from perk.settings import TemplateSettings
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -41,6 +42,10 @@ DEFAULT_BASE = "default"
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
 """What bases compute in where nothing else is said: on CPUs, and on GPUs."""
+
+# Stands for the question while a chat template is applied.
+_QUESTION = "QUESTION-OF-THE-USER"
+_BRIEFLY = "Give only the answer."
 
 Report = Callable[[str], None]
 
@@ -93,6 +98,19 @@ class BaseModel:
         weight = self.model.get_output_embeddings().weight
         assert isinstance(weight, torch.Tensor)
         return weight
+
+    @property
+    def templates(self) -> TemplateSettings:
+        """How it is asked without an adapter: as its chat template says, if it has one."""
+        if not self.tokenizer.chat_template:
+            return TemplateSettings()
+        turn = [{"role": "user", "content": f"{_QUESTION}\n{_BRIEFLY}"}]
+        prompt = str(self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        if self.tokenizer.encode("a")[0] == self.tokenizer.bos_token_id:
+            # Encoding puts it there again.
+            prompt = prompt.removeprefix(str(self.tokenizer.bos_token))
+        escaped = prompt.replace("{", "{{").replace("}", "}}")
+        return TemplateSettings(prompt=escaped.replace(_QUESTION, "{question}"), answer="{answer}")
 
     @property
     def eos_id(self) -> int:

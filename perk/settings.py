@@ -8,7 +8,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
-    "PLAIN_TEMPLATES",
     "BaseSettings",
     "InnerSettings",
     "LoraSettings",
@@ -123,10 +122,6 @@ class TemplateSettings(_Settings):
         if self.support_end is not None and not self.support_end.strip():
             raise ValueError("support: must end with a mark after {support}")
         return self
-
-
-PLAIN_TEMPLATES = TemplateSettings()
-"""How a base model without an adapter is asked."""
 
 
 class PerkSettings(_Settings):

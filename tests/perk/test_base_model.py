@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from perk.base_model import DEFAULT_BASE, cache_directory, load_base_model, load_tokenizer, pick_device
 from perk.errors import BaseModelError
+from perk.settings import TemplateSettings
 
 
 def test_it_is_frozen_and_evaluates(family: Path) -> None:
@@ -45,6 +46,21 @@ def test_the_fingerprint_is_of_the_weights_alone(tiny_llama: Path, tmp_path: Pat
     tensors["model.layers.3.mlp.up_proj.weight"][0, 0] += 1e-6
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     assert load_base_model(str(copy), device="cpu").fingerprint != fingerprint
+
+
+def test_without_an_adapter_it_is_asked_by_its_chat_template_if_it_has_one(tiny_llama: Path) -> None:
+    base = load_base_model(str(tiny_llama), device="cpu")
+    assert base.templates == TemplateSettings()
+    base.tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{ {{ m.content }} }{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    asked = base.templates.prompt.format(question="Where is Mary?")
+    assert asked.endswith("<user>{ Where is Mary?\nGive only the answer. }<assistant>")
+    ids = base.tokenizer.encode(asked)
+    assert ids.count(base.tokenizer.bos_token_id) == 1
+    assert ids[0] == base.tokenizer.bos_token_id
+    assert base.templates.answer.format(answer="kitchen") == "kitchen"
 
 
 def test_it_says_what_takes_long(tiny_llama: Path) -> None:
