@@ -21,15 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import meta_training.__main__ as command
-from meta_training.document import Question
-from meta_training.question_segment import question_segment
 from meta_training.settings import TrainSettings, read_settings
 from meta_training.trainer import DivergenceError, Trainer, run_training
 from perk import BaseMismatch, CheckpointError, InvalidInput, PerkModel
 from perk.base_model import load_base_model
-from perk.batches import make_micro_batches
 from perk.checkpoint import load_checkpoint
-from perk.settings import TemplateSettings
 
 # A second stage begins within the run, and all that is learned is learned.
 CONFIG: dict[str, Any] = {
@@ -290,38 +286,6 @@ def test_it_cannot_begin_with_a_checkpoint_that_does_not_fit(
     del incomplete.tensors["token_weighting.up.bias"]
     with pytest.raises(CheckpointError, match=r"token_weighting\.up\.bias"):
         trainer.start_from(incomplete)
-
-
-def test_a_question_is_a_prompt_without_loss_then_its_answer_and_the_end(tiny_llama: Path) -> None:
-    base = load_base_model(str(tiny_llama), device="cpu")
-    segment = question_segment(Question("Where is Mary?", "kitchen"), base, TemplateSettings())
-    prompt, answer = list(segment.ids[: segment.prefix_tokens]), list(segment.ids[segment.prefix_tokens :])
-    assert base.tokenizer.decode(prompt) == "Where is Mary?\nAnswer:"
-    assert base.tokenizer.decode(answer[:-1]) == " kitchen"
-    assert answer[-1] == base.eos_id
-
-
-def test_a_target_recalls_what_supports_the_answer_first(tiny_llama: Path) -> None:
-    base = load_base_model(str(tiny_llama), device="cpu")
-    question = Question("Where is Mary?", "kitchen", support=("Mary went to the kitchen.",))
-    segment = question_segment(question, base, TemplateSettings(support=" {support}\nAnswer:"))
-    target = base.tokenizer.decode(segment.ids[segment.prefix_tokens : -1])
-    assert target == " Mary went to the kitchen.\nAnswer: kitchen"
-
-
-def test_answers_weigh_what_they_are_said_to_and_supports_one(tiny_llama: Path) -> None:
-    base = load_base_model(str(tiny_llama), device="cpu")
-    question = Question("Where is Mary?", "kitchen", support=("Mary went to the kitchen.",))
-    templates = TemplateSettings(support=" {support}\nAnswer:")
-    segment = question_segment(question, base, templates, answer_weight=4)
-    assert base.tokenizer.decode(segment.ids[-segment.stressed_tokens : -1]) == " kitchen"
-    (batch,) = make_micro_batches([[segment]], token_limit=1024, pad_id=base.eos_id)
-    shares = batch.shares[0]
-    assert float(shares.sum()) == pytest.approx(1)
-    support, answer = shares[: -segment.stressed_tokens], shares[-segment.stressed_tokens :]
-    assert torch.equal(answer, answer[:1].expand_as(answer))
-    assert torch.equal(support, support[:1].expand_as(support))
-    assert float(answer[0] / support[0]) == pytest.approx(4)
 
 
 @pytest.mark.parametrize(
