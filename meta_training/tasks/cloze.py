@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from meta_training.document import Question
-from meta_training.tasks.sentences import sentences, split_title
+from meta_training.tasks.sentences import sentences, split_title, words_up_to
 
 __all__ = ["cloze_questions"]
 
@@ -51,7 +51,8 @@ def cloze_questions(passage: str, rng: random.Random, *, count: int) -> list[Que
             continue
         if title and rng.random() < _TITLE_SHARE:
             question = f"{title}: {question[0].lower()}{question[1:]}"
-        asked[sentence, span[0]] = Question(question, span[0], support=(sentence,))
+        support = words_up_to(sentence, *span.span(), question)
+        asked[sentence, span[0]] = Question(question, span[0], support=(support,))
     return list(asked.values())
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from meta_training.document import Document, Question
 from meta_training.exchange import read_documents
 from meta_training.tasks.cloze import cloze_questions
-from meta_training.tasks.sentences import split_title, supporting_sentence
+from meta_training.tasks.sentences import split_title, supporting_sentence, words_up_to
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
@@ -65,14 +67,20 @@ class NaturalQuestions:
 
 
 def _as_asked(question: Question, paragraph: str) -> Question:
-    """Typed into a search box, without capital or question mark: put both; and the sentence that answers it."""
+    """Typed into a search box, without capital or question mark: put both; and the words that lead to the answer."""
     text = question.question.strip().rstrip("?")
     asked = f"{text[:1].upper()}{text[1:]}?"
     answers = (question.answer, *question.answers)
-    # A title comes first, and says less about its own words than a sentence that has them too.
-    support = (
-        question.support
-        or supporting_sentence(split_title(paragraph)[1], answers)
-        or supporting_sentence(paragraph, answers)
-    )
+    support = question.support or _support(asked, answers, paragraph)
     return replace(question, question=asked, support=support, task="nq")
+
+
+def _support(question: str, answers: Sequence[str], paragraph: str) -> tuple[str, ...]:
+    # A title comes first, and says less about its own words than a sentence that has them too.
+    for text in (split_title(paragraph)[1], paragraph):
+        for sentence in supporting_sentence(text, answers):
+            found = next(
+                match for answer in answers if (match := re.search(re.escape(answer), sentence, re.IGNORECASE))
+            )
+            return (words_up_to(sentence, *found.span(), question),)
+    return ()
