@@ -57,6 +57,7 @@ def score_documents(
 ) -> Scores:
     """Answer all questions of the documents, each document encoded once, and score them; `console` shows progress."""
     scores = Scores()
+    templates = model.settings.templates if method == "ft-icr" else model.base.templates
     # A document in each prompt: one row at a time, as memory goes by rows times length.
     rows_at_once = 1 if method in ("ft-icr", "in-context", "retrieval") else _ROWS
     for document in track(documents, description=method, console=console, disable=console is None):
@@ -73,12 +74,11 @@ def score_documents(
             started = time.perf_counter()
             asked = [question.question for question in rows]
             if method in ("ft-icr", "in-context"):
-                templates = model.settings.templates if method == "ft-icr" else model.base.templates
                 asked = [in_context_question(question, context, model.base, templates) for question in asked]
             elif index is not None:
                 found = ["\n".join(index.best(question, _PASSAGES)) for question in asked]
                 pairs = zip(asked, found, strict=True)
-                asked = [in_context_question(q, passages, model.base, model.base.templates) for q, passages in pairs]
+                asked = [in_context_question(q, passages, model.base, templates) for q, passages in pairs]
             answers = _answer(model, adapter, asked)
             scores.ask_seconds += [(time.perf_counter() - started) / len(rows)] * len(rows)
             for question, answer in zip(rows, answers, strict=True):

@@ -68,14 +68,14 @@ def _question(sentence: str, span: re.Match[str], rng: random.Random) -> str | N
     before, after = sentence[: span.start()].split(), sentence[span.end() :].split()
     # Words near the gap say most about it.
     near = min(len(before), rng.randint(_FEWEST, _MOST // 2))
-    words = before[len(before) - near :] + after[: rng.randint(_FEWEST, _MOST) - near if near < _FEWEST else _MOST // 2]
+    behind = rng.randint(_FEWEST, _MOST) - near if near < _FEWEST else _MOST // 2
+    words = before[len(before) - near :] + after[:behind]
     dropped = rng.uniform(0, 0.25)
-    kept = [word.strip('.,;:()"“”') for word in words if rng.random() >= dropped]
-    kept = [word for word in kept if word]
+    bare = (word.strip('.,;:()"“”') for word in words if rng.random() >= dropped)
+    kept = [word for word in bare if word]
     if len(kept) < _FEWEST:
         return None
     if rng.random() < 0.3:
-        places = {index: index + rng.uniform(0, _MOVE) for index in range(len(kept))}
-        kept = [kept[index] for index in sorted(places, key=places.__getitem__)]
+        kept = [word for _, word in sorted((index + rng.uniform(0, _MOVE), word) for index, word in enumerate(kept))]
     kind = span.lastgroup or "name"
     return f"{rng.choice(_QUESTION_WORDS[kind])} {' '.join(kept)}?"

@@ -77,10 +77,14 @@ def _as_asked(question: Question, paragraph: str) -> Question:
 
 def _support(question: str, answers: Sequence[str], paragraph: str) -> tuple[str, ...]:
     # A title comes first, and says less about its own words than a sentence that has them too.
-    for text in (split_title(paragraph)[1], paragraph):
-        for sentence in supporting_sentence(text, answers):
-            found = (re.search(re.escape(answer), sentence, re.IGNORECASE) for answer in answers)
-            # None where lower case makes equal what ignoring case does not.
-            match = next(filter(None, found), None)
-            return (words_up_to(sentence, *match.span(), question) if match else sentence,)
-    return ()
+    _, text = split_title(paragraph)
+    found = supporting_sentence(text, answers) or supporting_sentence(paragraph, answers)
+    return tuple(_lead_to(answers, sentence, question) for sentence in found)
+
+
+def _lead_to(answers: Sequence[str], sentence: str, question: str) -> str:
+    for answer in answers:
+        if match := re.search(re.escape(answer), sentence, re.IGNORECASE):
+            return words_up_to(sentence, *match.span(), question)
+    # Lower case makes equal what ignoring case does not.
+    return sentence
