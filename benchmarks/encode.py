@@ -26,16 +26,16 @@ from benchmarks.peak_memory import PeakMemory
 from benchmarks.peft_fine_tuning import PeftFineTuning
 from benchmarks.result import print_result
 from perk.base_model import load_base_model
-from perk.batches import MicroBatch, make_micro_batches
+from perk.batches import MicroBatch
 from perk.checkpoint import Checkpoint, new_checkpoint
 from perk.errors import InvalidInput
-from perk.inner_loop import Encoding
+from perk.inner_loop import Encoding, InnerLoss
 from perk.lora import AdaptedModel
 from perk.perk_model import PerkModel
-from perk.segments import Segment
+from perk.segment import Segment
 from perk.settings import InnerSettings, LoraSettings
 
-__all__ = ["count_candidates", "main", "plan_micro_batches", "run", "start_encoding"]
+__all__ = ["count_candidates", "main", "plan_steps", "run", "start_encoding"]
 
 
 def run(
@@ -79,10 +79,10 @@ def run(
     full_vocabulary = inner.model_copy(update={"candidates": None})
     text = generate_document(model, tokens)
     segments = model.split(text)
-    batches = plan_micro_batches(model, segments, memory_budget)
+    plan = plan_steps(model, segments, memory_budget)
     with PeakMemory() as peak:
         _encode(model, text, inner, memory_budget)
-    fine_tuning = PeftFineTuning(model, batches)
+    fine_tuning = PeftFineTuning(model, plan)
     fine_tuning.run()
     encode_seconds, peft_seconds, full_vocabulary_seconds, product_rates = [], [], [], []
     for _ in range(repeats):
@@ -94,8 +94,7 @@ def run(
     flops = count_encoding_flops(
         model.adapted,
         model.weighting,
-        batches,
-        steps=inner.steps,
+        plan,
         candidates=count_candidates(model, segments),
         merged=start_encoding(model, segments, inner, memory_budget).merges,
     )
@@ -146,12 +145,13 @@ def start_encoding(
     )
 
 
-def plan_micro_batches(
+def plan_steps(
     model: PerkModel, segments: Sequence[Segment], memory_budget: int | None = None
-) -> list[MicroBatch]:
-    """The micro-batches of `start_encoding`."""
+) -> list[list[MicroBatch]]:
+    """The micro-batches of `start_encoding` that each step reads."""
     token_limit, _ = model.encoding_limits(1, memory_budget)
-    return make_micro_batches([segments], token_limit=token_limit, pad_id=model.base.eos_id)
+    plan = InnerLoss(model.adapted, [segments], token_limit=token_limit)
+    return [[plan.batches[index] for index in plan.of_step(step)] for step in range(model.settings.inner.steps)]
 
 
 def _load(checkpoint: str, *, all_layers: bool, rank: int | None, steps: int | None) -> PerkModel:

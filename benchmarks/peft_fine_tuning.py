@@ -27,12 +27,12 @@ class PeftFineTuning:
     same by construction. The loss is the mean NLL of the same tokens, over the whole vocabulary, unweighted.
     """
 
-    def __init__(self, model: PerkModel, batches: Sequence[MicroBatch]) -> None:
+    def __init__(self, model: PerkModel, plan: Sequence[Sequence[MicroBatch]]) -> None:
         """Load a base of its own, untouched by our adapters.
 
         Args:
             model: gives the adapter and the settings of the inner loop.
-            batches: micro-batches of one document.
+            plan: micro-batches of one document that each step reads.
         """
         self._settings = model.settings.inner
         base = load_base_model(model.settings.base.source, device="cpu")
@@ -42,8 +42,8 @@ class PeftFineTuning:
         self._model.eval()  # as in our encoding: whatever dropout the base has is off
         self._parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._initial = [parameter.detach().clone() for parameter in self._parameters]
-        self._batches = [(batch.ids, _labels(batch)) for batch in batches]
-        self._loss_tokens = sum(int((labels != _IGNORED).sum()) for _, labels in self._batches)
+        self._plan = [[(batch.ids, _labels(batch)) for batch in batches] for batches in plan]
+        self._loss_tokens = sum(int((labels != _IGNORED).sum()) for _, labels in self._plan[0])
 
     @property
     def trainable(self) -> int:
@@ -62,10 +62,10 @@ class PeftFineTuning:
             weight_decay=self._settings.weight_decay,
         )
         losses = []
-        for _ in range(self._settings.steps):
+        for batches in self._plan:
             optimizer.zero_grad()
             total = 0.0
-            for ids, labels in self._batches:
+            for ids, labels in batches:
                 logits = self._model(input_ids=ids, use_cache=False).logits
                 nll = functional.cross_entropy(
                     logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="sum"

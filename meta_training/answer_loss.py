@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perk.inner_loop import InnerLoss, double_backward
 from perk.lora import AdaptedModel
-from perk.segments import Segment
+from perk.segment import Segment
 
 __all__ = ["AnswerLoss"]
 

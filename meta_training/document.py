@@ -15,7 +15,7 @@ class Question:
         question: its text.
         answer: the expected answer.
         answers: other accepted answers.
-        support: sentences of the document that hold the answer, where known.
+        support: sentences of the document that hold the answer, where known, and perhaps a step from there to it.
         task: name of the task it belongs to.
     """
 

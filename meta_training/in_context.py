@@ -13,7 +13,8 @@ from meta_training.document import Document
 from meta_training.outer_loop import MetaParameters, OuterResult
 from perk.base_model import BaseModel
 from perk.lora import AdaptedModel
-from perk.segments import Segment, join_passages
+from perk.segment import Segment
+from perk.segments import join_passages
 from perk.settings import TemplateSettings
 
 __all__ = ["MAX_ANSWER_TOKENS", "InContextLoop", "in_context_question"]

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from meta_training.answer_loss import AnswerLoss
+from perk.batches import MicroBatch
 from perk.checkpoint import Checkpoint
 from perk.inner_loop import InnerLoss, PreparedBatch
 from perk.lora import AdaptedModel
-from perk.segments import Segment
+from perk.segment import Segment
 from perk.settings import InnerSettings
 from perk.update_rule import Moments, UpdateRule
 
@@ -86,6 +87,24 @@ class OuterResult:
 
 
 @dataclass
+class _Reading:
+    """A micro-batch and the weights of its tokens, as a graph and as the leaf that the steps see, and its gradient."""
+
+    prepared: PreparedBatch
+    weights: Tensor
+    leaf: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def start(cls, inner: InnerLoss, batch: MicroBatch) -> _Reading:
+        prepared = inner.prepare(batch)
+        with torch.enable_grad():
+            weights = inner.weights(prepared)
+        leaf = weights.detach().requires_grad_()
+        return cls(prepared, weights, leaf, torch.zeros_like(leaf, requires_grad=False))
+
+
+@dataclass
 class _Step:
     """A step of the forward pass, as far as the way back needs it."""
 
@@ -140,7 +159,7 @@ class OuterLoop:
 
         Args:
             meta: what is learned.
-            documents: segments of each document.
+            documents: segments of each document, all with the same turns.
             questions: for each document, its questions: prompt as prefix, answer as text.
         """
         count = len(documents)
@@ -151,14 +170,12 @@ class OuterLoop:
             candidates=self.settings.candidates,
             token_limit=self.token_limit,
         )
-        prepared = [inner.prepare(batch) for batch in inner.batches]
-        with torch.enable_grad():
-            weights = [inner.weights(ready) for ready in prepared]
-        leaves = [weight.detach().requires_grad_() for weight in weights]
-        tokens = sum(ready.batch.ids.numel() for ready in prepared)
-        keep = not self.first_order and self.unrolled * tokens <= self.graph_tokens
+        readings = [_Reading.start(inner, batch) for batch in inner.batches]
+        unrolled = range(self.settings.steps - self.unrolled, self.settings.steps)
+        tokens = sum(inner.batches[index].ids.numel() for step in unrolled for index in inner.of_step(step))
+        keep = not self.first_order and tokens <= self.graph_tokens
 
-        steps, theta, losses = self._forward(meta, inner, prepared, leaves, keep)
+        steps, theta, losses = self._forward(meta, inner, readings, keep)
         answer_loss, exact, adjoint = self._answers(theta, questions)
         adjoint *= self._loss_weights.get(len(steps), 0.0) / count
         early = {
@@ -166,21 +183,20 @@ class OuterLoop:
             for index, weight in self._loss_weights.items()
             if index < len(steps)
         }
-        weight_gradients = self._way_back(meta, inner, prepared, leaves, steps, adjoint, early)
+        self._way_back(meta, inner, readings, steps, adjoint, early)
 
         if meta.weighting is not None:
-            torch.autograd.backward(weights, weight_gradients)
+            torch.autograd.backward([r.weights for r in readings], [r.gradient for r in readings])
         return OuterResult(answer_loss, exact, float(losses[0].mean()), float(losses[-1].mean()))
 
     def _forward(
         self,
         meta: MetaParameters,
         inner: InnerLoss,
-        prepared: list[PreparedBatch],
-        leaves: list[Tensor],
+        readings: list[_Reading],
         keep: bool,
     ) -> tuple[list[_Step], Tensor, list[Tensor]]:
-        documents = prepared[0].batch.documents
+        documents = readings[0].prepared.batch.documents
         theta = meta.initial.detach().expand(documents, -1).contiguous()
         moments = self._rule.start(theta)
         steps, losses = [], []
@@ -189,8 +205,9 @@ class OuterLoop:
             theta.requires_grad_()
             step = _Step(theta, torch.zeros_like(theta, requires_grad=False), moments)
             total = theta.new_zeros(documents, requires_grad=False)
-            for ready, leaf in zip(prepared, leaves, strict=True):
-                loss, part = inner.gradient(theta, ready, leaf, differentiable=unrolled and keep)
+            for batch in inner.of_step(index):
+                reading = readings[batch]
+                loss, part = inner.gradient(theta, reading.prepared, reading.leaf, differentiable=unrolled and keep)
                 step.gradient += part.detach()
                 total += loss
                 if unrolled and keep:
@@ -207,17 +224,15 @@ class OuterLoop:
         self,
         meta: MetaParameters,
         inner: InnerLoss,
-        prepared: list[PreparedBatch],
-        leaves: list[Tensor],
+        readings: list[_Reading],
         steps: list[_Step],
         adjoint: Tensor,
         early: dict[int, Tensor],
-    ) -> list[Tensor]:
-        """Run the adjoint to the initialisation; returns the gradients of the token weights.
+    ) -> None:
+        """Run the adjoint to the initialisation; leaves the gradients of the token weights with the readings.
 
         `early` has the gradients ``[D, P]`` of answer losses before the last step, by the step that follows them.
         """
-        weight_gradients = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
         step_size_gradient = torch.zeros_like(meta.log_step_sizes, requires_grad=False)
         moments_adjoint: tuple[Tensor, ...] = ()
         for index in reversed(range(len(steps))):
@@ -241,19 +256,19 @@ class OuterLoop:
             adjoint = theta_part + early.get(index, 0)
             if self.first_order:
                 continue
-            for batch, (ready, leaf) in enumerate(zip(prepared, leaves, strict=True)):
-                part, source = step.parts[batch] if step.parts else None, step.theta
+            for place, batch in enumerate(inner.of_step(index)):
+                reading = readings[batch]
+                part, source = step.parts[place] if step.parts else None, step.theta
                 if part is None:
                     source = theta
-                    _, part = inner.gradient(theta, ready, leaf, differentiable=True)
-                wanted = [source, leaf]
+                    _, part = inner.gradient(theta, reading.prepared, reading.leaf, differentiable=True)
+                wanted = [source, reading.leaf]
                 through_theta, through_weights = torch.autograd.grad(part, wanted, gradient_part)
                 adjoint = adjoint + through_theta
-                weight_gradients[batch] += through_weights
+                reading.gradient += through_weights
             step.parts.clear()
         _accumulate(meta.initial, adjoint.sum(0))
         _accumulate(meta.log_step_sizes, step_size_gradient)
-        return weight_gradients
 
 
 def _accumulate(leaf: Tensor, gradient: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meta_training.document import Question
 from perk.base_model import BaseModel
-from perk.segments import Segment
+from perk.segment import Segment
 from perk.settings import TemplateSettings
 
 __all__ = ["question_segment"]

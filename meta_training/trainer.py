@@ -32,7 +32,8 @@ from perk.base_model import BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, new_checkpoint
 from perk.errors import InvalidInput, PerkError
 from perk.lora import AdaptedModel
-from perk.segments import Segment, join_passages, normalise, split_segments
+from perk.segment import Segment
+from perk.segments import document_segments, join_passages, normalise
 from perk.settings import BaseSettings, PerkSettings
 
 __all__ = ["DivergenceError", "Trainer", "run_training"]
@@ -304,7 +305,7 @@ class Trainer:
     def _segments(self, document: Document) -> list[Segment]:
         context = document.context
         text = normalise(context if isinstance(context, str) else join_passages(context))
-        return split_segments(text, self.base.tokenizer, self.settings.segments)
+        return document_segments(text, self.base.tokenizer, self._perk_settings)
 
     def _question(self, question: Question, document: Document) -> Segment:
         if self._in_context:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perk.segments import Segment
+from perk.segment import Segment
 
 __all__ = ["MicroBatch", "make_micro_batches"]
 
@@ -41,20 +41,30 @@ class MicroBatch:
         return self.positions.shape[0]
 
 
-def make_micro_batches(documents: Sequence[Sequence[Segment]], *, token_limit: int, pad_id: int) -> list[MicroBatch]:
+def make_micro_batches(
+    documents: Sequence[Sequence[Segment]],
+    *,
+    token_limit: int,
+    pad_id: int,
+    beside: Sequence[float] | None = None,
+) -> list[MicroBatch]:
     """Group the segments of D documents by length.
 
     Args:
         documents: segments of each document.
         token_limit: most tokens (``D·S·T``, padding included) of a micro-batch, unless one segment has more.
         pad_id: id for the padding.
+        beside: for each document, how much weighs what is read beside these segments; None: nothing.
 
     Returns:
-        Micro-batches that hold every segment once. The sum of their losses is the mean over all loss tokens of each
-        document, a stressed one counted as often as it weighs, however they are cut.
+        Micro-batches that hold every segment once. The sum of their losses, with that of what is read beside them, is
+        the mean over all loss tokens of each document, a stressed one counted as often as it weighs, however they are
+        cut.
     """
     ordered = [sorted(segments, key=lambda segment: -len(segment.ids)) for segments in documents]
     loss_weights = [sum(s.loss_weight for s in segments) for segments in documents]
+    if beside is not None:
+        loss_weights = [weight + other for weight, other in zip(loss_weights, beside, strict=True)]
     slots = max(len(segments) for segments in ordered)
     lengths = [max(len(s[slot].ids) for s in ordered if slot < len(s)) for slot in range(slots)]
     batches = []

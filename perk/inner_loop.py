@@ -15,7 +15,7 @@ from kernels import weighted_cross_entropy
 from perk.batches import MicroBatch, make_micro_batches
 from perk.lora import AdaptedModel
 from perk.merged_layers import MergedLayers
-from perk.segments import Segment
+from perk.segment import Segment
 from perk.settings import InnerSettings
 from perk.token_weights import TokenWeighting
 from perk.update_rule import Moments, UpdateRule
@@ -71,6 +71,9 @@ class InnerLoss:
 
     The outer loop uses it too, unweighted and over the whole vocabulary: a question is a segment whose prefix is the
     prompt.
+
+    Attributes:
+        batches: all micro-batches.
     """
 
     def __init__(
@@ -86,20 +89,24 @@ class InnerLoss:
 
         Args:
             adapted: the model.
-            documents: segments of each of the D documents.
+            documents: segments of each of the D documents; each of them has the same turns.
             weighting: weight of each token; None: all weigh the same.
             candidates: see `InnerSettings.candidates`.
             token_limit: most tokens of a micro-batch.
         """
         self.adapted = adapted
         self.weighting = weighting
-        self.batches = make_micro_batches(documents, token_limit=token_limit, pad_id=adapted.base.eos_id)
+        self.batches, self._turns = _plan(documents, token_limit, adapted.base.eos_id)
         head = adapted.base.head
         self._vocabularies: list[Tensor] | None = None
         self._heads: tuple[Tensor, ...] = (head,) * len(documents)
         if candidates is not None and candidates < head.shape[0]:
             self._vocabularies = [_vocabulary(segments, candidates).to(head.device) for segments in documents]
             self._heads = tuple(head[ids] for ids in self._vocabularies)
+
+    def of_step(self, step: int) -> list[int]:
+        """Indices of the micro-batches that an inner step reads."""
+        return self._turns[step % len(self._turns)]
 
     @torch.no_grad()
     def prepare(self, batch: MicroBatch, *, keep_states: bool = True) -> PreparedBatch:
@@ -230,8 +237,10 @@ class Encoding:
         self.steps = settings.steps
         self.step = 0
         self.done = False
-        self.tokens = [sum(s.loss_tokens for s in segments) for segments in documents]
-        self.segments = [len(segments) for segments in documents]
+        # What one step reads.
+        read = [[segment for segment in segments if not segment.turn] for segments in documents]
+        self.tokens = [sum(s.loss_tokens for s in segments) for segments in read]
+        self.segments = [len(segments) for segments in read]
         self._inner_loss = InnerLoss(
             adapted, documents, weighting=weighting, candidates=settings.candidates, token_limit=token_limit
         )
@@ -247,7 +256,9 @@ class Encoding:
         self._losses: list[Tensor] = []
         self._seconds = 0.0
         self._slices_done = 0
-        self._slices = len(batches) * (settings.steps + 1)
+        self._slices = len(batches) + sum(len(self._inner_loss.of_step(step)) for step in range(settings.steps))
+        # Micro-batches that the running pass over the documents has read, and how many it reads.
+        self._read, self._in_pass = 0, len(batches)
         self._work = self._run()
 
     @property
@@ -258,9 +269,7 @@ class Encoding:
     @property
     def segments_done(self) -> list[int]:
         """Segments of each document that the running pass over it has read, estimated from its share of slices."""
-        batches = len(self._inner_loss.batches)
-        read = batches if self.done else self._slices_done % batches
-        return [segments * read // batches for segments in self.segments]
+        return [segments * self._read // self._in_pass for segments in self.segments]
 
     @property
     def loss(self) -> list[float]:
@@ -312,6 +321,7 @@ class Encoding:
             ready = self._inner_loss.prepare(batch, keep_states=self._keep_states)
             weights.append(self._inner_loss.weights(ready))
             prepared.append(replace(ready, last_states=None))
+            self._read = len(prepared)
             yield
         merged = self._inner_loss.adapted.start_merging() if self.merges else None
         for step in range(self.steps):
@@ -320,17 +330,38 @@ class Encoding:
             gradient = torch.zeros_like(self._theta)
             total = torch.zeros(len(self.tokens), device=gradient.device)
             self._theta.requires_grad_()
-            for index, (ready, weight) in enumerate(zip(prepared, weights, strict=True)):
-                loss, part = self._inner_loss.gradient(self._theta, ready, weight, differentiable=False, merged=merged)
+            indices = self._inner_loss.of_step(step)
+            for read, index in enumerate(indices, start=1):
+                loss, part = self._inner_loss.gradient(
+                    self._theta, prepared[index], weights[index], differentiable=False, merged=merged
+                )
                 gradient += part
                 total += loss
-                if index == len(prepared) - 1:
+                if read == len(indices):
                     self._theta, self._moments = self._rule.step(
                         self._theta.detach(), gradient, self._moments, self._log_step_sizes[step], step
                     )
                     self._losses.append(total)
                     self.step = step + 1
+                self._read, self._in_pass = read, len(indices)
                 yield
+
+
+def _plan(
+    documents: Sequence[Sequence[Segment]], token_limit: int, pad_id: int
+) -> tuple[list[MicroBatch], list[list[int]]]:
+    """Micro-batches, and which of them each turn reads."""
+    turns = sorted({s.turn for segments in documents for s in segments if s.turn is not None})
+    parts = [[[s for s in segments if s.turn == turn] for segments in documents] for turn in (None, *turns)]
+    weights = [[sum(s.loss_weight for s in segments) for segments in part] for part in parts]
+    batches: list[MicroBatch] = []
+    indices: list[list[int]] = []
+    for part, beside in zip(parts, [weights[1] if turns else None, *[weights[0]] * len(turns)], strict=True):
+        planned = make_micro_batches(part, token_limit=token_limit, pad_id=pad_id, beside=beside)
+        indices.append(list(range(len(batches), len(batches) + len(planned))))
+        batches += planned
+    common, *own = indices
+    return batches, [common + turn for turn in own] or [common]
 
 
 def _pick(states: Tensor, positions: Tensor) -> Tensor:

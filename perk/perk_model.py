@@ -18,7 +18,8 @@ from perk.errors import BaseMismatch, CheckpointError, InvalidInput
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
-from perk.segments import Segment, normalise, split_segments
+from perk.segment import Segment
+from perk.segments import document_segments, normalise
 
 __all__ = ["PerkModel", "configuration_fingerprint"]
 
@@ -160,7 +161,7 @@ class PerkModel:
         Raises:
             InvalidInput: the text is empty or holds NUL characters.
         """
-        return split_segments(normalise(text), self.base.tokenizer, self.settings.segments)
+        return document_segments(normalise(text), self.base.tokenizer, self.settings)
 
     def encoding_limits(self, documents: int, memory_budget: int | None = None) -> tuple[int, int]:
         """Most tokens of a micro-batch, and most bytes kept over the steps, for encoding so many documents together.

@@ -10,52 +10,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from perk.cues import cue_segments
 from perk.errors import InvalidInput
-from perk.settings import SegmentSettings
+from perk.segment import Segment
+from perk.sentences import sentences, text_lines
+from perk.settings import PerkSettings, SegmentSettings
 
-__all__ = ["Segment", "join_passages", "normalise", "split_segments"]
+__all__ = ["document_segments", "join_passages", "normalise", "split_segments"]
 
-_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]”’]*\s+(?=[\"'(\[“‘]?[A-Z0-9])")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # A line of fewer tokens says too little alone (a heading, a list item, a line of verse).
 _SHORT_LINE = 8
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Token ids of one segment.
-
-    Attributes:
-        ids: prefix and text.
-        prefix_tokens: how many ids at the start are the prefix, which carries no loss.
-        stressed_tokens: how many ids at the end weigh `stress` times as much as the others in the loss.
-        stress: their weight.
-    """
-
-    ids: tuple[int, ...]
-    prefix_tokens: int
-    stressed_tokens: int = 0
-    stress: float = 1.0
-
-    @property
-    def first_loss(self) -> int:
-        """Index of the first id that carries loss. Without a prefix it is the second: no state predicts the first."""
-        return max(self.prefix_tokens, 1)
-
-    @property
-    def loss_tokens(self) -> int:
-        """How many ids carry loss."""
-        return len(self.ids) - self.first_loss
-
-    @property
-    def loss_weight(self) -> float:
-        """Sum of the weights of the ids that carry loss."""
-        return self.loss_tokens + (self.stress - 1) * self.stressed_tokens
 
 
 def normalise(text: str) -> str:
@@ -81,6 +49,23 @@ def join_passages(passages: Sequence[str]) -> str:
     return "\n\n".join(passages)
 
 
+def document_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: PerkSettings) -> list[Segment]:
+    """Segments of a normalised document as a checkpoint reads it: prose by cues, where it has them.
+
+    A line of its own is asked for by how it begins (a record, a fact), and read as it stands; prose has several
+    sentences in a line, and is asked for by any word of them.
+    """
+    if not settings.segments.cues:
+        return split_segments(text, tokenizer, settings.segments)
+    lines = [(line, sentences(line)) for line in text_lines(text)]
+    prose = [parts for _, parts in lines if len(parts) > 1]
+    alone = "\n".join(line for line, parts in lines if len(parts) == 1)
+    segments = split_segments(alone, tokenizer, settings.segments) if alone else []
+    # A turn that no step takes is no use.
+    asked = settings.segments.model_copy(update={"cues": min(settings.segments.cues, settings.inner.steps)})
+    return segments + cue_segments(prose, tokenizer, asked, settings.templates)
+
+
 def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings) -> list[Segment]:
     """Cut a normalised document into segments.
 
@@ -89,7 +74,7 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
     """
     pieces: list[list[int]] = []
     pending = ""
-    for line in _lines(text):
+    for line in text_lines(text):
         joined = f"{pending}\n{line}" if pending else line
         pending = ""
         tokens = _tokens(joined, tokenizer)
@@ -98,7 +83,7 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
         elif len(tokens) <= settings.max_tokens:
             pieces.append(tokens)
         else:
-            pieces.extend(_pack(_sentences(joined), tokenizer, settings.max_tokens))
+            pieces.extend(_pack(sentences(joined, shortest=0), tokenizer, settings.max_tokens))
     if pending:
         pieces.append(_tokens(pending, tokenizer))
     segments = []
@@ -112,34 +97,11 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
-def _lines(text: str) -> list[str]:
-    """Lines that stand for something: the document's own, or whole paragraphs where prose was wrapped by width."""
-    lines: list[str] = []
-    for paragraph in _BLANK_LINES.split(text):
-        parts = [part.strip() for part in paragraph.split("\n") if part.strip()]
-        continued = sum(part[0].islower() for part in parts[1:])
-        # In wrapped prose most lines go on in the middle of a sentence; records, lists and verse start each anew.
-        if continued > 0.4 * (len(parts) - 1):
-            parts = [" ".join(parts)]
-        lines.extend(parts)
-    return lines
-
-
-def _sentences(line: str) -> list[str]:
-    sentences = []
-    start = 0
-    for match in _SENTENCE_END.finditer(line):
-        sentences.append(line[start : match.end()].rstrip())
-        start = match.end()
-    sentences.append(line[start:])
-    return sentences
-
-
-def _pack(sentences: list[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[list[int]]:
+def _pack(parts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[list[int]]:
     """Join sentences while they fit; cut a sentence that is longer than a segment."""
     pieces: list[list[int]] = []
     current = ""
-    for sentence in sentences:
+    for sentence in parts:
         joined = f"{current} {sentence}" if current else sentence
         if len(_tokens(joined, tokenizer)) <= limit:
             current = joined

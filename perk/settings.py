@@ -83,6 +83,11 @@ class SegmentSettings(_Settings):
     prefix: str = "doc_{index}: "
     """Names the segment; carries no loss. ``{index}`` is the segment's running number, from 1."""
 
+    # Left out where it is zero: fingerprints of the checkpoints without cues do not change.
+    cues: int = Field(default=0, ge=0, le=64, exclude_if=lambda value: value == 0)
+    """How many ways to ask for each sentence by some of its words, instead of reading the text as it stands; the inner
+    steps take them in turn. 0: read it as it stands, as in the paper."""
+
     @model_validator(mode="after")
     def _prefix_formats(self) -> SegmentSettings:
         _require_format("prefix", self.prefix, "index")

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 
 from meta_training.document import Question
-from meta_training.tasks.sentences import sentences, split_title, words_up_to
+from meta_training.tasks.sentences import split_title
+from perk.sentences import sentences
 
 __all__ = ["cloze_questions"]
 
@@ -40,8 +41,14 @@ def cloze_questions(passage: str, rng: random.Random, *, count: int) -> list[Que
 
     A passage that begins with its title, as an encyclopedia's, is asked about under that title now and then.
     """
-    title, text = split_title(passage)
-    spans = [(sentence, span) for sentence in sentences(text) for span in _spans(sentence)]
+    title, _ = split_title(passage)
+    spans = [
+        (sentence, span)
+        for line in passage.splitlines()
+        for sentence in sentences(line)
+        if sentence != f"{title}."
+        for span in _spans(sentence, start=len(title) + 1 if title and sentence.startswith(f"{title}. ") else 0)
+    ]
     rng.shuffle(spans)
     asked: dict[tuple[str, str], Question] = {}
     for sentence, span in spans:
@@ -51,15 +58,14 @@ def cloze_questions(passage: str, rng: random.Random, *, count: int) -> list[Que
             continue
         if title and rng.random() < _TITLE_SHARE:
             question = f"{title}: {question[0].lower()}{question[1:]}"
-        support = words_up_to(sentence, *span.span(), question)
-        asked[sentence, span[0]] = Question(question, span[0], support=(support,))
+        asked[sentence, span[0]] = Question(question, span[0], support=(sentence,))
     return list(asked.values())
 
 
-def _spans(sentence: str) -> Iterator[re.Match[str]]:
-    for span in _SPANS.finditer(sentence):
+def _spans(sentence: str, start: int) -> Iterator[re.Match[str]]:
+    for span in _SPANS.finditer(sentence, start):
         # Every sentence begins with a capital: what stands first is a name only where a second word says so.
-        if (span.start() > 0 or " " in span[0]) and len(span[0].split()) <= _LONGEST:
+        if (span.start() > start + bool(start) or " " in span[0]) and len(span[0].split()) <= _LONGEST:
             yield span
 
 

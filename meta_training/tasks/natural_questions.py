@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Sequence
 from dataclasses import replace
 
 from meta_training.document import Document, Question
 from meta_training.exchange import read_documents
 from meta_training.tasks.cloze import cloze_questions
-from meta_training.tasks.sentences import split_title, supporting_sentence, words_up_to
+from meta_training.tasks.sentences import supporting_sentence
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
@@ -67,24 +65,8 @@ class NaturalQuestions:
 
 
 def _as_asked(question: Question, paragraph: str) -> Question:
-    """Typed into a search box, without capital or question mark: put both; and the words that lead to the answer."""
+    """Typed into a search box, without capital or question mark: put both; and the sentence with the answer."""
     text = question.question.strip().rstrip("?")
     asked = f"{text[:1].upper()}{text[1:]}?"
-    answers = (question.answer, *question.answers)
-    support = question.support or _support(asked, answers, paragraph)
+    support = question.support or supporting_sentence(paragraph, (question.answer, *question.answers))
     return replace(question, question=asked, support=support, task="nq")
-
-
-def _support(question: str, answers: Sequence[str], paragraph: str) -> tuple[str, ...]:
-    # A title comes first, and says less about its own words than a sentence that has them too.
-    _, text = split_title(paragraph)
-    found = supporting_sentence(text, answers) or supporting_sentence(paragraph, answers)
-    return tuple(_lead_to(answers, sentence, question) for sentence in found)
-
-
-def _lead_to(answers: Sequence[str], sentence: str, question: str) -> str:
-    for answer in answers:
-        if match := re.search(re.escape(answer), sentence, re.IGNORECASE):
-            return words_up_to(sentence, *match.span(), question)
-    # Lower case makes equal what ignoring case does not.
-    return sentence

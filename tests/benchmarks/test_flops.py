@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.encode import count_candidates, plan_micro_batches, start_encoding
+from benchmarks.encode import count_candidates, plan_steps, start_encoding
 from benchmarks.flops import count_encoding_flops, measure_product_rate
 from perk.base_model import load_base_model
 from perk.checkpoint import new_checkpoint
 from perk.lora import AdaptedModel
 from perk.perk_model import PerkModel
-from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings
+from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings, SegmentSettings
 
 _TEXT = (
     "Student <3109998>, Name: Ada Young, Year: Senior, School: School of Engineering, Major: Physics, Grade: 72\n"
@@ -36,13 +36,15 @@ def _in_place_sum(_buffer: list[int], left: list[int], right: list[int], **_othe
 _IN_PLACE = {torch.ops.aten.baddbmm_: _in_place_product, torch.ops.aten.addmm_: _in_place_sum}
 
 
-def _model(base: Path, lora: LoraSettings, inner: InnerSettings) -> PerkModel:
-    settings = PerkSettings(base=BaseSettings(source=str(base)), lora=lora, inner=inner)
+def _model(base: Path, lora: LoraSettings, inner: InnerSettings, cues: int = 0) -> PerkModel:
+    segments = SegmentSettings(cues=cues)
+    settings = PerkSettings(base=BaseSettings(source=str(base)), lora=lora, inner=inner, segments=segments)
     adapted = AdaptedModel(load_base_model(str(base), device="cpu"), lora)
     checkpoint = new_checkpoint(adapted, settings, seed=0)
     return PerkModel(load_base_model(str(base), device="cpu"), checkpoint)
 
 
+@pytest.mark.parametrize("cues", [0, 2])
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_gpt2", "tiny_qwen2"])
 @pytest.mark.parametrize(
     ("lora", "inner"),
@@ -53,9 +55,9 @@ def _model(base: Path, lora: LoraSettings, inner: InnerSettings) -> PerkModel:
     ],
 )
 def test_counted_products_are_those_that_run(
-    family: str, lora: LoraSettings, inner: InnerSettings, request: pytest.FixtureRequest
+    family: str, lora: LoraSettings, inner: InnerSettings, cues: int, request: pytest.FixtureRequest
 ) -> None:
-    model = _model(request.getfixturevalue(family), lora, inner)
+    model = _model(request.getfixturevalue(family), lora, inner, cues=cues)
     segments = model.split(_TEXT)
     encoding = start_encoding(model, segments, inner)
 
@@ -65,8 +67,7 @@ def test_counted_products_are_those_that_run(
     counted = count_encoding_flops(
         model.adapted,
         model.weighting,
-        plan_micro_batches(model, segments),
-        steps=inner.steps,
+        plan_steps(model, segments),
         candidates=count_candidates(model, segments),
         merged=model.adapted.merged_bytes is not None,
     )
@@ -88,8 +89,7 @@ def test_adapters_on_the_mlp_alone_need_no_gradient_in_the_first_attention(tiny_
     counted = count_encoding_flops(
         model.adapted,
         None,
-        plan_micro_batches(model, segments),
-        steps=2,
+        plan_steps(model, segments),
         candidates=count_candidates(model, segments),
         merged=model.adapted.merged_bytes is not None,
     )

@@ -13,7 +13,7 @@ from perk.base_model import load_base_model
 from perk.checkpoint import new_checkpoint
 from perk.inner_loop import Encoding
 from perk.lora import AdaptedModel
-from perk.segments import Segment
+from perk.segment import Segment
 from perk.settings import InnerSettings, LoraSettings, PerkSettings
 
 PAIRS = 4

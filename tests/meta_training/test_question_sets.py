@@ -44,7 +44,8 @@ def _hotpot(index: int, split: str) -> dict[str, Any]:
 
 def _squad(index: int, split: str) -> dict[str, Any]:
     # Two neighbours are about one paragraph; in every second pair, the second has no answer.
-    context = f"Tower {split}{index // 2} stands on a hill. It was built in {1500 + index // 2} by monks. It is red."
+    built = f"It was built in {1500 + index // 2} by monks."
+    context = f"Tower {split}{index // 2} stands on a hill by the sea. {built} It is red, and seen from far away."
     asked = [("When was it built?", str(1500 + index // 2)), ("Who built it?", "monks")]
     question, answer = asked[index % 2]
     gone = index % 4 == 3
@@ -59,7 +60,7 @@ def _squad(index: int, split: str) -> dict[str, Any]:
 def _trivia(index: int, split: str) -> dict[str, Any]:
     paragraphs = [
         f"Page {split}{index} begins with words that lead nowhere. " * 20,
-        f"Some say. The inventor of thing {split}{index} was Dr {split.upper()}{index}, of course. "
+        f"What some say is never sure. The inventor of thing {split}{index} was Dr {split.upper()}{index}, of course. "
         + "And so on. " * 60,
     ]
     silent = index % 3 == 0

@@ -1,36 +1,10 @@
-"""Where in a passage an answer stands, and what leads to it."""
+"""Where in a passage an answer stands."""
 
 from __future__ import annotations
 
 import pytest
 
-from meta_training.tasks.sentences import split_title, supporting_sentence, words_up_to
-
-SENTENCE = 'In the spring of 1871 its "great lamp" was lit by Agnes Tolliver, who had built it.'
-
-
-@pytest.mark.parametrize(
-    ("question", "support"),
-    [
-        ("Who was it that the lamp was lit by?", 'lamp" was lit by Agnes Tolliver'),
-        ("Who made it GREAT, in spring?", 'spring of 1871 its "great lamp" was lit by Agnes Tolliver'),
-        ("Who is she?", '"great lamp" was lit by Agnes Tolliver'),
-    ],
-)
-def test_words_that_lead_to_an_answer_begin_where_the_question_tells_them(question: str, support: str) -> None:
-    start = SENTENCE.index("Agnes")
-    assert words_up_to(SENTENCE, start, start + len("Agnes Tolliver"), question) == support
-
-
-def test_an_answer_that_comes_first_stands_alone() -> None:
-    assert words_up_to(SENTENCE, 0, len("In the spring"), "When was the lamp lit?") == "In the spring"
-
-
-def test_few_words_lead_to_an_answer_in_a_long_sentence() -> None:
-    sentence = "lamp " + "and so on " * 20 + "until dawn"
-    start = sentence.index("dawn")
-    assert words_up_to(sentence, start, start + 4, "Until when did the lamp burn?") == "until dawn"
-    assert words_up_to(sentence, start, start + 4, "When?") == "on and so on until dawn"
+from meta_training.tasks.sentences import sentence_at, split_title, supporting_sentence
 
 
 @pytest.mark.parametrize(
@@ -46,6 +20,27 @@ def test_a_title_ends_at_the_first_full_stop(passage: str, title: str, text: str
 
 
 def test_the_first_sentence_with_the_first_answer_supports_it() -> None:
-    passage = "It leaks. The lamp was lit in May. In May it rained."
-    assert supporting_sentence(passage, ("june", "may")) == ("The lamp was lit in May.",)
+    passage = (
+        "It leaks when the rain comes from the west. The lamp was lit for the first time in May. In May it rained."
+    )
+    lit = "The lamp was lit for the first time in May. In May it rained."
+    assert supporting_sentence(passage, ("june", "may")) == (lit,)
     assert supporting_sentence(passage, ("june",)) == ()
+
+
+def test_a_title_supports_only_what_no_sentence_says() -> None:
+    passage = (
+        "Corrin Lighthouse. It stands at the end of a long reef. The Corrin lighthouse was lit in May of that year."
+    )
+    assert supporting_sentence(passage, ("Corrin",)) == ("The Corrin lighthouse was lit in May of that year.",)
+    first = ("Corrin Lighthouse. It stands at the end of a long reef.",)
+    assert supporting_sentence(passage, ("reef",)) == first, "a short title stands with the sentence after it"
+    assert supporting_sentence(passage, ("Corrin Lighthouse.",)) == first
+
+
+def test_the_sentence_at_a_place_is_found_among_equal_ones() -> None:
+    lit, put_out = "The lamp was lit by the old keeper.", "The lamp was put out by another one."
+    passage = f"{lit}\n{lit}  {put_out}"
+    assert sentence_at(passage, passage.rindex("lit")) == (lit,)
+    assert sentence_at(passage, len(passage) - 1) == (put_out,)
+    assert sentence_at(passage, len(passage)) == ()

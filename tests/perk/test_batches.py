@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perk.batches import make_micro_batches
-from perk.segments import Segment
+from perk.segment import Segment
 
 PAD = 0
 

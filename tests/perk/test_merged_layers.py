@@ -10,7 +10,7 @@ import torch
 from perk.base_model import load_base_model
 from perk.inner_loop import InnerLoss
 from perk.lora import AdaptedModel
-from perk.segments import Segment
+from perk.segment import Segment
 from perk.settings import LoraSettings
 
 ROWS = [[2, 9, 4, 100, 37, 8, 55], [3, 7, 300, 12], [8, 8, 1, 400, 20, 31]]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from perk.errors import InvalidInput
-from perk.segments import Segment, join_passages, normalise, split_segments
+from perk.segment import Segment
+from perk.segments import join_passages, normalise, split_segments
 from perk.settings import SegmentSettings
 
 # Texts with everything the splitter looks at: lines, blank lines, sentence ends, quotes, capitals, other scripts.

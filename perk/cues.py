@@ -1,0 +1,106 @@
+"""A document as questions about itself: some words of a sentence ask for it, and it is what to recall.
+
+What was read from its beginning is recalled from its beginning, and not found by a word in its middle; what was asked
+for in several ways is found by any of them. (Allen-Zhu and Li 2023, arXiv 2309.14316: knowledge can be extracted where
+training showed it in many forms.) So each inner step may ask for every sentence by other words of it, in the template
+that questions come in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from perk.segment import Segment
+from perk.settings import SegmentSettings, TemplateSettings
+
+__all__ = ["cue_segments"]
+
+# Words of a cue. Beside them, in some, words from the paragraph's beginning, which often names what it speaks of.
+_FEWEST, _MOST = 3, 7
+_OPENING, _OPENING_SHARE, _FROM_OPENING = 10, 0.5, 2
+_ORDERED_SHARE = 0.5
+# Byte-pair encoders order their tokens by frequency: a word that is one of the first so many says little.
+_COMMON, _COMMON_WEIGHT = 1000, 0.1
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A sentence, or a piece of a long one.
+
+    Attributes:
+        ids: its tokens, after what comes before a support.
+        words: its words without punctuation.
+        opening: the first words of its paragraph, where it is not the first itself.
+    """
+
+    ids: tuple[int, ...]
+    words: tuple[str, ...]
+    opening: tuple[str, ...]
+
+
+def cue_segments(
+    paragraphs: Sequence[Sequence[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: SegmentSettings,
+    templates: TemplateSettings,
+) -> list[Segment]:
+    """Ask for each sentence in `settings.cues` ways.
+
+    Args:
+        paragraphs: their sentences.
+        tokenizer: of the base.
+        settings: whose `max_tokens` bounds what a cue asks for.
+        templates: of the prompt and the support.
+
+    Returns:
+        Segments with a cue as prefix and a sentence as text, turn after turn; the same for the same paragraphs.
+    """
+    before = "" if templates.support is None else templates.support.partition("{support}")[0]
+    parts = [part for given in paragraphs for part in _parts(given, tokenizer, before, settings.max_tokens)]
+    counts = Counter(word.lower() for part in parts for word in set(part.words))
+    weights = {word: _rarity(word, tokenizer) / counts[word.lower()] for part in parts for word in part.words}
+    rng = random.Random("\n".join(sentence for given in paragraphs for sentence in given))
+    segments = []
+    for turn in range(settings.cues):
+        for part in parts:
+            cue = _draw(part.words, weights, rng.randint(_FEWEST, _MOST), rng)
+            if part.opening and rng.random() < _OPENING_SHARE:
+                cue = _draw(part.opening, weights, rng.randint(1, _FROM_OPENING), rng) + cue
+            prompt = templates.prompt.format(question=f"{' '.join(cue)}?")
+            prefix = tokenizer.encode(prompt, verbose=False)
+            segments.append(Segment(ids=(*prefix, *part.ids), prefix_tokens=len(prefix), turn=turn))
+    return segments
+
+
+def _parts(sentences: Sequence[str], tokenizer: PreTrainedTokenizerBase, before: str, limit: int) -> list[_Part]:
+    parts: list[_Part] = []
+    for sentence in sentences:
+        ids = tokenizer.encode(before + sentence, add_special_tokens=False, verbose=False)
+        for start in range(0, len(ids), limit):
+            piece = ids[start : start + limit]
+            words = _words(sentence if len(ids) <= limit else str(tokenizer.decode(piece)))
+            parts.append(_Part(tuple(piece), words, parts[0].words[:_OPENING] if parts else ()))
+    return parts
+
+
+def _words(text: str) -> tuple[str, ...]:
+    bare = (word.strip(".,;:!?()<>[]\"'“”‘’") for word in text.split())
+    return tuple(word for word in bare if word)
+
+
+def _rarity(word: str, tokenizer: PreTrainedTokenizerBase) -> float:
+    ids = tokenizer.encode(f" {word}", add_special_tokens=False, verbose=False)
+    return _COMMON_WEIGHT if len(ids) == 1 and ids[0] < _COMMON else 1.0
+
+
+def _draw(words: Sequence[str], weights: dict[str, float], count: int, rng: random.Random) -> list[str]:
+    """So many of the words, the heavier the likelier; now and then in the order that they have."""
+    # The largest of u^(1/w) are a weighted sample without replacement (Efraimidis and Spirakis 2006).
+    keys = [rng.random() ** (1 / weights[word]) for word in words]
+    drawn = sorted(range(len(words)), key=lambda index: -keys[index])[:count]
+    return [words[index] for index in (sorted(drawn) if rng.random() < _ORDERED_SHARE else drawn)]

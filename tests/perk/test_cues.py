@@ -1,0 +1,116 @@
+"""Cues ask for each sentence of prose by words of its own, in the prompt's template, in as many ways as set."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from perk.cues import cue_segments
+from perk.segment import Segment
+from perk.segments import document_segments, normalise, split_segments
+from perk.settings import InnerSettings, PerkSettings, SegmentSettings, TemplateSettings
+
+PROSE = [
+    ["Corrin Lighthouse stands on a long reef of black rock.", "It was built by Agnes Tolliver in the spring of 1871."],
+    ["The keepers of the lamp lived in a house of stone.", "Two ponies carried their oil up from the harbour."],
+]
+TEMPLATES = TemplateSettings(prompt="{question}\nSupport:", support=" {support}\nAnswer:")
+TURNS = 5
+
+
+def _cues(tokenizer: PreTrainedTokenizerFast, prose: list[list[str]] = PROSE, **settings: int) -> list[Segment]:
+    return cue_segments(prose, tokenizer, SegmentSettings(cues=TURNS, **settings), TEMPLATES)
+
+
+def _texts(segment: Segment, tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
+    ids = list(segment.ids)
+    return str(tokenizer.decode(ids[: segment.prefix_tokens])), str(tokenizer.decode(ids[segment.prefix_tokens :]))
+
+
+def test_each_sentence_is_asked_for_once_a_turn_by_words_of_its_paragraph(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    paragraph_of = {f" {sentence}": " ".join(paragraph) for paragraph in PROSE for sentence in paragraph}
+    asked: Counter[tuple[int | None, str]] = Counter()
+    for segment in _cues(tiny_tokenizer):
+        prompt, sentence = _texts(segment, tiny_tokenizer)
+        assert prompt.endswith("?\nSupport:")
+        words = prompt.removesuffix("?\nSupport:").split()
+        assert 3 <= len(words) <= 9
+        assert all(word in paragraph_of[sentence] for word in words)
+        assert sum(word in sentence for word in words) >= 3
+        asked[segment.turn, sentence] += 1
+    assert asked == Counter({(turn, sentence): 1 for turn in range(TURNS) for sentence in paragraph_of})
+
+
+def test_turns_ask_by_other_words_and_runs_by_the_same(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    segments = _cues(tiny_tokenizer)
+    assert len({segment.ids[: segment.prefix_tokens] for segment in segments}) > 0.75 * len(segments)
+    assert segments == _cues(tiny_tokenizer)
+
+
+def test_words_that_no_other_sentence_has_are_drawn_first(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    prose = [[f"{name} is a keeper of the lamp that stands upon the reef." for name in ("Agnes", "Boris", "Clara")]]
+    segments = cue_segments(prose, tiny_tokenizer, SegmentSettings(cues=40), TEMPLATES)
+    named = sum(_texts(s, tiny_tokenizer)[1].split()[0] in _texts(s, tiny_tokenizer)[0].split() for s in segments)
+    assert named > 0.6 * len(segments), "by chance less than half would have the one word that differs"
+
+
+def test_a_long_sentence_is_asked_for_piece_by_piece(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    long = " ".join(f"word{index}" for index in range(40)) + "."
+    segments = [segment for segment in _cues(tiny_tokenizer, [[long]], max_tokens=16) if segment.turn == 0]
+    texts = [_texts(segment, tiny_tokenizer) for segment in segments]
+    assert "".join(text for _, text in texts) == f" {long}"
+    assert all(len(s.ids) - s.prefix_tokens <= 16 for s in segments)
+
+
+def test_without_a_support_a_sentence_follows_the_prompt_at_once(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    segment = cue_segments(PROSE, tiny_tokenizer, SegmentSettings(cues=1), TemplateSettings())[0]
+    prompt, sentence = _texts(segment, tiny_tokenizer)
+    assert prompt.endswith("?\nAnswer:")
+    assert sentence == PROSE[0][0]
+
+
+def test_prose_is_asked_for_and_a_line_of_its_own_read_as_it_stands(
+    tiny_tokenizer: PreTrainedTokenizerFast, register: str
+) -> None:
+    settings = PerkSettings(segments=SegmentSettings(cues=2), templates=TEMPLATES)
+    text = normalise(f"{register}\n\n{' '.join(PROSE[0])}")
+    segments = document_segments(text, tiny_tokenizer, settings)
+    plain = [segment for segment in segments if segment.turn is None]
+    assert plain == split_segments(register, tiny_tokenizer, settings.segments)
+    assert [s for s in segments if s.turn is not None] == cue_segments(
+        PROSE[:1], tiny_tokenizer, settings.segments, TEMPLATES
+    )
+
+
+def test_no_more_turns_than_inner_steps(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    settings = PerkSettings(segments=SegmentSettings(cues=9), inner=InnerSettings(steps=2), templates=TEMPLATES)
+    segments = document_segments(" ".join(PROSE[0]), tiny_tokenizer, settings)
+    assert {segment.turn for segment in segments} == {0, 1}
+
+
+@given(text=st.text(min_size=1).filter(lambda text: text.strip() and "\x00" not in text))
+def test_any_text_has_segments_and_every_turn_the_same_number_of_tokens(
+    text: str, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    settings = PerkSettings(segments=SegmentSettings(cues=3, max_tokens=8), templates=TEMPLATES)
+    segments = document_segments(normalise(text), tiny_tokenizer, settings)
+    assert segments
+    tokens = Counter(dict.fromkeys(range(3), 0))
+    for segment in segments:
+        assert segment.prefix_tokens < len(segment.ids)
+        if segment.turn is not None:
+            tokens[segment.turn] += segment.loss_tokens
+    assert len(set(tokens.values())) == 1
+
+
+@pytest.mark.parametrize("cues", [0, 4])
+def test_settings_without_cues_say_nothing_of_them(cues: int) -> None:
+    dumped = SegmentSettings(cues=cues).model_dump()
+    assert dumped.get("cues", 0) == cues
+    assert ("cues" in dumped) == (cues > 0)
