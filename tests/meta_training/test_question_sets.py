@@ -60,8 +60,8 @@ def _squad(index: int, split: str) -> dict[str, Any]:
 def _trivia(index: int, split: str) -> dict[str, Any]:
     paragraphs = [
         f"Page {split}{index} begins with words that lead nowhere. " * 20,
-        f"What some say is never sure. The inventor of thing {split}{index} was Dr {split.upper()}{index}, of course. "
-        + "And so on. " * 60,
+        "What some people say is never sure. "
+        f"The inventor of thing {split}{index} was Dr {split.upper()}{index}, of course. " + "And so on. " * 60,
     ]
     silent = index % 3 == 0
     return {
