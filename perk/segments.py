@@ -57,13 +57,15 @@ def document_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: P
     """
     if not settings.segments.cues:
         return split_segments(text, tokenizer, settings.segments)
-    lines = [(line, sentences(line)) for line in text_lines(text)]
-    prose = [parts for _, parts in lines if len(parts) > 1]
-    alone = "\n".join(line for line, parts in lines if len(parts) == 1)
-    segments = split_segments(alone, tokenizer, settings.segments) if alone else []
+    lines = _whole_lines(text, tokenizer)
+    prose = [parts for parts in map(sentences, lines) if len(parts) > 1]
+    alone = [line for line in lines if len(sentences(line)) == 1]
     # A turn that no step takes is no use.
     asked = settings.segments.model_copy(update={"cues": min(settings.segments.cues, settings.inner.steps)})
-    return segments + cue_segments(prose, tokenizer, asked, settings.templates)
+    return [
+        *_read(alone, tokenizer, settings.segments),
+        *cue_segments(prose, tokenizer, asked, settings.templates),
+    ]
 
 
 def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings) -> list[Segment]:
@@ -72,20 +74,32 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
     Returns:
         Segments in document order; together they hold every word of the text once.
     """
-    pieces: list[list[int]] = []
+    return _read(_whole_lines(text, tokenizer), tokenizer, settings)
+
+
+def _whole_lines(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Lines of a text; one that is too short to stand alone, such as a heading, joins the next."""
+    lines = []
     pending = ""
     for line in text_lines(text):
         joined = f"{pending}\n{line}" if pending else line
         pending = ""
-        tokens = _tokens(joined, tokenizer)
-        if len(tokens) < _SHORT_LINE:
+        if len(_tokens(joined, tokenizer)) < _SHORT_LINE:
             pending = joined
-        elif len(tokens) <= settings.max_tokens:
+        else:
+            lines.append(joined)
+    return [*lines, pending] if pending else lines
+
+
+def _read(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings) -> list[Segment]:
+    """Segments that read lines as they stand, in their order."""
+    pieces: list[list[int]] = []
+    for line in lines:
+        tokens = _tokens(line, tokenizer)
+        if len(tokens) <= settings.max_tokens:
             pieces.append(tokens)
         else:
-            pieces.extend(_pack(sentences(joined, shortest=0), tokenizer, settings.max_tokens))
-    if pending:
-        pieces.append(_tokens(pending, tokenizer))
+            pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens))
     segments = []
     for index, piece in enumerate(pieces, start=1):
         prefix = _tokens(settings.prefix.format(index=index), tokenizer)

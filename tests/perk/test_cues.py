@@ -88,6 +88,12 @@ def test_prose_is_asked_for_and_a_line_of_its_own_read_as_it_stands(
     )
 
 
+def test_a_heading_is_asked_for_with_the_sentence_below_it(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    settings = PerkSettings(segments=SegmentSettings(cues=1), templates=TEMPLATES)
+    segments = document_segments(f"A.\n\n{' '.join(PROSE[0])}", tiny_tokenizer, settings)
+    assert [_texts(segment, tiny_tokenizer)[1] for segment in segments] == [f" A.\n{PROSE[0][0]}", f" {PROSE[0][1]}"]
+
+
 def test_no_more_turns_than_inner_steps(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     settings = PerkSettings(segments=SegmentSettings(cues=9), inner=InnerSettings(steps=2), templates=TEMPLATES)
     segments = document_segments(" ".join(PROSE[0]), tiny_tokenizer, settings)
