@@ -64,8 +64,10 @@ def cloze_questions(passage: str, rng: random.Random, *, count: int) -> list[Que
 
 def _spans(sentence: str, start: int) -> Iterator[re.Match[str]]:
     for span in _SPANS.finditer(sentence, start):
+        before = sentence[start : span.start()].rstrip()
         # Every sentence begins with a capital: what stands first is a name only where a second word says so.
-        if (span.start() > start + bool(start) or " " in span[0]) and len(span[0].split()) <= _LONGEST:
+        stands_first = not before or before[-1] in ".!?"
+        if (not stands_first or " " in span[0]) and len(span[0].split()) <= _LONGEST:
             yield span
 
 

@@ -44,8 +44,9 @@ def _hotpot(index: int, split: str) -> dict[str, Any]:
 
 def _squad(index: int, split: str) -> dict[str, Any]:
     # Two neighbours are about one paragraph; in every second pair, the second has no answer.
-    built = f"It was built in {1500 + index // 2} by monks."
-    context = f"Tower {split}{index // 2} stands on a hill by the sea. {built} It is red, and seen from far away."
+    built = f"It was built in {1500 + index // 2} by monks who had no house."
+    stands, ends = "stands on a hill that is seen from the sea.", "It is red, and seen from farther than the hill."
+    context = f"Tower {split}{index // 2} {stands} {built} {ends}"
     asked = [("When was it built?", str(1500 + index // 2)), ("Who built it?", "monks")]
     question, answer = asked[index % 2]
     gone = index % 4 == 3
@@ -60,7 +61,7 @@ def _squad(index: int, split: str) -> dict[str, Any]:
 def _trivia(index: int, split: str) -> dict[str, Any]:
     paragraphs = [
         f"Page {split}{index} begins with words that lead nowhere. " * 20,
-        "What some people say is never sure. "
+        "What some of the people say here is never a sure thing. "
         f"The inventor of thing {split}{index} was Dr {split.upper()}{index}, of course. " + "And so on. " * 60,
     ]
     silent = index % 3 == 0
@@ -143,7 +144,9 @@ def test_a_squad_paragraph_comes_with_all_its_answerable_questions(
         year = int(passage.split(" in ")[1][:4])
         expected = {"When was it built?": str(year)} | ({} if year % 2 else {"Who built it?": "monks"})
         assert {question.question: question.answer for question in document.questions} == expected
-        assert {question.support for question in document.questions} == {(f"It was built in {year} by monks.",)}
+        assert {question.support for question in document.questions} == {
+            (f"It was built in {year} by monks who had no house.",)
+        }
         seen.add(year % 2)
     assert seen == {0, 1}
 

@@ -20,10 +20,9 @@ def test_a_title_ends_at_the_first_full_stop(passage: str, title: str, text: str
 
 
 def test_the_first_sentence_with_the_first_answer_supports_it() -> None:
-    passage = (
-        "It leaks when the rain comes from the west. The lamp was lit for the first time in May. In May it rained."
-    )
-    lit = "The lamp was lit for the first time in May. In May it rained."
+    leaks = "It leaks as soon as the rain comes from the west."
+    lit = "The lamp was lit for the first time in a May of rain. In May it rained."
+    passage = f"{leaks} {lit}"
     assert supporting_sentence(passage, ("june", "may")) == (lit,)
     assert supporting_sentence(passage, ("june",)) == ()
 
@@ -39,7 +38,7 @@ def test_a_title_supports_only_what_no_sentence_says() -> None:
 
 
 def test_the_sentence_at_a_place_is_found_among_equal_ones() -> None:
-    lit, put_out = "The lamp was lit by the old keeper.", "The lamp was put out by another one."
+    lit, put_out = (f"The great lamp of the reef was {done} by the keeper." for done in ("lit", "put out"))
     passage = f"{lit}\n{lit}  {put_out}"
     assert sentence_at(passage, passage.rindex("lit")) == (lit,)
     assert sentence_at(passage, len(passage) - 1) == (put_out,)

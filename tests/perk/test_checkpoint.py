@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perk import BaseMismatch, CheckpointError, PerkModel
 from perk.base_model import load_base_model
-from perk.checkpoint import Checkpoint, load_checkpoint, new_checkpoint
+from perk.checkpoint import SHIPPED, Checkpoint, load_checkpoint, new_checkpoint
 from perk.lora import AdaptedModel
 from perk.settings import InnerSettings, LoraSettings, PerkSettings
 
@@ -171,3 +171,12 @@ def test_another_base_is_refused_with_both_names(folder: Path, tiny_llama: Path,
     for part in ("'mine'", str(tiny_llama), "'tiny-qwen2'", checkpoint.settings.base.fingerprint[:16]):
         assert part in message
     assert isinstance(caught.value, CheckpointError)
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(SHIPPED.iterdir())])
+def test_a_shipped_checkpoint_is_found_by_its_name_and_fits_the_default_base(name: str) -> None:
+    base = load_base_model("default", device="cpu")
+    checkpoint = load_checkpoint(name)
+    assert checkpoint.name == name
+    checkpoint.require_base(base)
+    PerkModel(base, checkpoint)

@@ -19,8 +19,11 @@ _PARTS = st.sampled_from(["Mary went to the kitchen", "Dr", "It rained", "in 187
             ["Corrin Lighthouse. It stands on a long reef of black rock. It is old."],
         ),
         (
-            "Corrin Lighthouse. It stands on a reef.  The tower is made of grey granite.",
-            ["Corrin Lighthouse. It stands on a reef.", "The tower is made of grey granite."],
+            "Corrin Lighthouse. It stands on a reef in the sea.  The tower is made of granite from the island itself.",
+            [
+                "Corrin Lighthouse. It stands on a reef in the sea.",
+                "The tower is made of granite from the island itself.",
+            ],
         ),
         ("It is old.", ["It is old."]),
         ("The first one ended here and there.  ", ["The first one ended here and there."]),
