@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterator
 
 from meta_training.document import Question
-from meta_training.tasks.sentences import split_title
-from perk.sentences import sentences
+from meta_training.tasks.sentences import passage_sentences, split_title
 
 __all__ = ["cloze_questions"]
 
@@ -42,13 +41,7 @@ def cloze_questions(passage: str, rng: random.Random, *, count: int) -> list[Que
     A passage that begins with its title, as an encyclopedia's, is asked about under that title now and then.
     """
     title, _ = split_title(passage)
-    spans = [
-        (sentence, span)
-        for line in passage.splitlines()
-        for sentence in sentences(line)
-        if sentence != f"{title}."
-        for span in _spans(sentence, start=len(title) + 1 if title and sentence.startswith(f"{title}. ") else 0)
-    ]
+    spans = [(sentence, span) for sentence, start in passage_sentences(passage) for span in _spans(sentence, start)]
     rng.shuffle(spans)
     asked: dict[tuple[str, str], Question] = {}
     for sentence, span in spans:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from perk.sentences import sentences
 
-__all__ = ["sentence_at", "split_title", "supporting_sentence"]
+__all__ = ["passage_sentences", "sentence_at", "split_title", "supporting_sentence"]
 
 _TITLE = re.compile(r"([^.]{2,60})\. ")
 
@@ -18,18 +18,23 @@ def split_title(passage: str) -> tuple[str, str]:
     return (title[1], passage[title.end() :]) if title else ("", passage)
 
 
+def passage_sentences(passage: str) -> list[tuple[str, int]]:
+    """Sentences of a passage, in order, each with the place where it begins to say something: behind a title."""
+    title = f"{split_title(passage)[0]}."
+    found = (sentence for line in passage.splitlines() for sentence in sentences(line))
+    return [(sentence, len(title) if title != "." and sentence.startswith(title) else 0) for sentence in found]
+
+
 def supporting_sentence(passage: str, answers: Sequence[str]) -> tuple[str, ...]:
     """The first sentence with the first answer that the passage holds; nothing where it holds none literally.
 
     A title comes first, and says less about its own words than a sentence that has them too.
     """
-    title, _ = split_title(passage)
-    found = _sentences(passage)
-    bodies = [sentence.removeprefix(f"{title}. ") if title else sentence for sentence in found]
-    for texts in (bodies, found):
+    found = passage_sentences(passage)
+    for with_title in (False, True):
         for answer in answers:
-            for text, sentence in zip(texts, found, strict=True):
-                if answer.lower() in text.lower():
+            for sentence, start in found:
+                if answer.lower() in sentence[0 if with_title else start :].lower():
                     return (sentence,)
     return ()
 
@@ -37,13 +42,9 @@ def supporting_sentence(passage: str, answers: Sequence[str]) -> tuple[str, ...]
 def sentence_at(passage: str, start: int) -> tuple[str, ...]:
     """The sentence that holds the character at `start`; nothing where there is no such character."""
     end = 0
-    for sentence in _sentences(passage):
+    for sentence, _ in passage_sentences(passage):
         begin = passage.index(sentence, end)
         end = begin + len(sentence)
         if begin <= start < end:
             return (sentence,)
     return ()
-
-
-def _sentences(passage: str) -> list[str]:
-    return [sentence for line in passage.splitlines() for sentence in sentences(line)]

@@ -35,6 +35,9 @@ def test_a_title_supports_only_what_no_sentence_says() -> None:
     first = ("Corrin Lighthouse. It stands at the end of a long reef.",)
     assert supporting_sentence(passage, ("reef",)) == first, "a short title stands with the sentence after it"
     assert supporting_sentence(passage, ("Corrin Lighthouse.",)) == first
+    title = "List of the keepers of Corrin Lighthouse."
+    said = "The keepers of the lighthouse are named in the order of their years."
+    assert supporting_sentence(f"{title} {said}", ("keepers",)) == (said,), "nor does a long one, which stands alone"
 
 
 def test_the_sentence_at_a_place_is_found_among_equal_ones() -> None:
