@@ -46,7 +46,7 @@ def make_micro_batches(
     *,
     token_limit: int,
     pad_id: int,
-    beside: Sequence[float] | None = None,
+    totals: Sequence[float] | None = None,
 ) -> list[MicroBatch]:
     """Group the segments of D documents by length.
 
@@ -54,17 +54,14 @@ def make_micro_batches(
         documents: segments of each document.
         token_limit: most tokens (``D·S·T``, padding included) of a micro-batch, unless one segment has more.
         pad_id: id for the padding.
-        beside: for each document, how much weighs what is read beside these segments; None: nothing.
+        totals: for each document, the loss weight of all that is read with these segments; None: they are all.
 
     Returns:
-        Micro-batches that hold every segment once. The sum of their losses, with that of what is read beside them, is
-        the mean over all loss tokens of each document, a stressed one counted as often as it weighs, however they are
-        cut.
+        Micro-batches that hold every segment once. The sum of their losses, and of what is read with them, is the mean
+        over all loss tokens of each document, a stressed one counted as often as it weighs, however they are cut.
     """
     ordered = [sorted(segments, key=lambda segment: -len(segment.ids)) for segments in documents]
-    loss_weights = [sum(s.loss_weight for s in segments) for segments in documents]
-    if beside is not None:
-        loss_weights = [weight + other for weight, other in zip(loss_weights, beside, strict=True)]
+    loss_weights = totals or [sum(s.loss_weight for s in segments) for segments in documents]
     slots = max(len(segments) for segments in ordered)
     lengths = [max(len(s[slot].ids) for s in ordered if slot < len(s)) for slot in range(slots)]
     batches = []
@@ -83,7 +80,7 @@ def make_micro_batches(
 
 
 def _micro_batch(
-    documents: list[list[Segment]], rows: int, length: int, loss_weights: list[float], pad_id: int
+    documents: list[list[Segment]], rows: int, length: int, loss_weights: Sequence[float], pad_id: int
 ) -> MicroBatch:
     count = max(sum(s.loss_tokens for s in segments) for segments in documents)
     ids = torch.full((len(documents) * rows, length), pad_id)

@@ -63,7 +63,8 @@ def cue_segments(
     before = "" if templates.support is None else templates.support.partition("{support}")[0]
     parts = [part for given in paragraphs for part in _parts(given, tokenizer, before, settings.max_tokens)]
     counts = Counter(word.lower() for part in parts for word in set(part.words))
-    weights = {word: _rarity(word, tokenizer) / counts[word.lower()] for part in parts for word in part.words}
+    vocabulary = {word for part in parts for word in part.words}
+    weights = {word: _rarity(word, tokenizer) / counts[word.lower()] for word in vocabulary}
     rng = random.Random("\n".join(sentence for given in paragraphs for sentence in given))
     segments = []
     for turn in range(settings.cues):

@@ -237,8 +237,7 @@ class Encoding:
         self.steps = settings.steps
         self.step = 0
         self.done = False
-        # What one step reads.
-        read = [[segment for segment in segments if not segment.turn] for segments in documents]
+        read = [[segment for segment in segments if segment.in_first_step] for segments in documents]
         self.tokens = [sum(s.loss_tokens for s in segments) for segments in read]
         self.segments = [len(segments) for segments in read]
         self._inner_loss = InnerLoss(
@@ -353,11 +352,11 @@ def _plan(
     """Micro-batches, and which of them each turn reads."""
     turns = sorted({s.turn for segments in documents for s in segments if s.turn is not None})
     parts = [[[s for s in segments if s.turn == turn] for segments in documents] for turn in (None, *turns)]
-    weights = [[sum(s.loss_weight for s in segments) for segments in part] for part in parts]
+    totals = [sum(s.loss_weight for s in segments if s.in_first_step) for segments in documents]
     batches: list[MicroBatch] = []
     indices: list[list[int]] = []
-    for part, beside in zip(parts, [weights[1] if turns else None, *[weights[0]] * len(turns)], strict=True):
-        planned = make_micro_batches(part, token_limit=token_limit, pad_id=pad_id, beside=beside)
+    for part in parts:
+        planned = make_micro_batches(part, token_limit=token_limit, pad_id=pad_id, totals=totals)
         indices.append(list(range(len(batches), len(batches) + len(planned))))
         batches += planned
     common, *own = indices

@@ -27,6 +27,11 @@ class Segment:
     turn: int | None = None
 
     @property
+    def in_first_step(self) -> bool:
+        """Whether the first inner step reads it; the text of what it reads is that of every step."""
+        return not self.turn
+
+    @property
     def first_loss(self) -> int:
         """Index of the first id that carries loss. Without a prefix it is the second: no state predicts the first."""
         return max(self.prefix_tokens, 1)

@@ -58,8 +58,9 @@ def document_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: P
     if not settings.segments.cues:
         return split_segments(text, tokenizer, settings.segments)
     lines = _whole_lines(text, tokenizer)
-    prose = [parts for parts in map(sentences, lines) if len(parts) > 1]
-    alone = [line for line in lines if len(sentences(line)) == 1]
+    parts = [sentences(line) for line, _ in lines]
+    prose = [several for several in parts if len(several) > 1]
+    alone = [line for line, one in zip(lines, parts, strict=True) if len(one) == 1]
     # A turn that no step takes is no use.
     asked = settings.segments.model_copy(update={"cues": min(settings.segments.cues, settings.inner.steps)})
     return [
@@ -77,25 +78,27 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
     return _read(_whole_lines(text, tokenizer), tokenizer, settings)
 
 
-def _whole_lines(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Lines of a text; one that is too short to stand alone, such as a heading, joins the next."""
-    lines = []
+def _whole_lines(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
+    """Lines of a text with their tokens; one that is too short to stand alone, such as a heading, joins the next."""
+    lines: list[tuple[str, list[int]]] = []
     pending = ""
     for line in text_lines(text):
         joined = f"{pending}\n{line}" if pending else line
         pending = ""
-        if len(_tokens(joined, tokenizer)) < _SHORT_LINE:
+        tokens = _tokens(joined, tokenizer)
+        if len(tokens) < _SHORT_LINE:
             pending = joined
         else:
-            lines.append(joined)
-    return [*lines, pending] if pending else lines
+            lines.append((joined, tokens))
+    return [*lines, (pending, _tokens(pending, tokenizer))] if pending else lines
 
 
-def _read(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings) -> list[Segment]:
-    """Segments that read lines as they stand, in their order."""
+def _read(
+    lines: Sequence[tuple[str, list[int]]], tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings
+) -> list[Segment]:
+    """Segments that read lines, given with their tokens, as they stand, in their order."""
     pieces: list[list[int]] = []
-    for line in lines:
-        tokens = _tokens(line, tokenizer)
+    for line, tokens in lines:
         if len(tokens) <= settings.max_tokens:
             pieces.append(tokens)
         else:
