@@ -20,7 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.program_family import Tile, choose_programs, complete_family
+
 __all__ = ["Access", "Gpu", "Launch", "Trace", "count_dram_bytes", "record_accesses"]
+
+# Arguments of our kernels that say how many consecutive programs do the same for one block after the other.
+_FAMILIES = ("token_blocks", "p_blocks")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Access:
     sizes: tuple[int, ...]
 
 
-# Accesses of each program of a launch, in the order of the program numbers.
+# Accesses of each program of a launch, in the order in which hardware starts them.
 Launch = list[list[Access]]
 
 
@@ -79,78 +84,150 @@ class Trace:
 def record_accesses(granule: int) -> Iterator[Trace]:
     """Record what the interpreted kernels that run inside the block load and store.
 
+    Of a kernel that says by an argument of `_FAMILIES` how many consecutive programs differ in place only, a few are
+    interpreted and the others written down (`program_family`): what it would have computed is not to be had then.
+
     Args:
         granule: bytes of a granule, a power of two.
 
     Raises:
-        RuntimeError: Triton was imported without ``TRITON_INTERPRET=1``.
+        RuntimeError: Triton was imported without ``TRITON_INTERPRET=1``, or programs that should differ in place only
+            do otherwise.
     """
     import triton
 
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is not 1: only interpreted kernels can be recorded")
-    from triton.runtime.interpreter import InterpreterBuilder
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
+    recording = _Recording()
+    replaced = [
+        (GridExecutor, "__call__", recording.run_launch),
+        (InterpreterBuilder, "set_grid_dim", recording.start_launch),
+        (InterpreterBuilder, "set_grid_idx", recording.start_program),
+        (InterpreterBuilder, "create_masked_load", recording.load),
+        (InterpreterBuilder, "create_masked_store", recording.store),
+    ]
+    plain = [getattr(owner, name) for owner, name, _ in replaced]
     trace = Trace(granule)
-    numbers: list[list[tuple[int, ...]]] = []
-    plain = {
-        name: getattr(InterpreterBuilder, name)
-        for name in ("create_masked_load", "create_masked_store", "set_grid_idx", "set_grid_dim")
-    }
-
-    def note(pointers: Any, mask: Any, *, store: bool) -> None:
-        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
-        itemsize = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        granules, counts = _count(addresses // np.uint64(granule))
-        trace.launches[-1][-1].append(Access(store, tuple(granules.tolist()), tuple((counts * itemsize).tolist())))
-
-    def load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
-        note(pointers, mask, store=False)
-        return plain["create_masked_load"](self, pointers, mask, *rest)
-
-    def store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        note(pointers, mask, store=True)
-        return plain["create_masked_store"](self, pointers, value, mask, *rest)
-
-    def start_launch(self: Any, *grid: int) -> None:
-        trace.launches.append([])
-        numbers.append([])
-        plain["set_grid_dim"](self, *grid)
-
-    def start_program(self: Any, *index: int) -> None:
-        trace.launches[-1].append([])
-        numbers[-1].append(index[::-1])
-        plain["set_grid_idx"](self, *index)
-
-    replaced = {
-        "create_masked_load": load,
-        "create_masked_store": store,
-        "set_grid_dim": start_launch,
-        "set_grid_idx": start_program,
-    }
-    for name, function in replaced.items():
-        setattr(InterpreterBuilder, name, function)
+    for (owner, name, wrap), function in zip(replaced, plain, strict=True):
+        setattr(owner, name, wrap(function))
     try:
-        yield trace
+        # Where programs are left out, others compute with what stood in memory before.
+        with np.errstate(all="ignore"):
+            yield trace
     finally:
-        for name, function in plain.items():
-            setattr(InterpreterBuilder, name, function)
-        for launch, order in zip(trace.launches, numbers, strict=True):
-            # Hardware starts programs along the first axis of the grid first, the interpreter along the last.
-            launch[:] = [launch[i] for i in sorted(range(len(launch)), key=order.__getitem__)]
+        for (owner, name, _), function in zip(replaced, plain, strict=True):
+            setattr(owner, name, function)
+    trace.launches.extend(
+        [[_to_access(tile, granule) for tile in program] for program in launch.programs()]
+        for launch in recording.launches
+    )
 
 
-def _count(numbers: Any) -> tuple[Any, Any]:
-    """Distinct numbers in order, and how often each occurs; those of a tile lie close: counting beats sorting."""
-    if numbers.size == 0:
-        return numbers, numbers
-    low = numbers.min()
-    span = int(numbers.max() - low)
-    if span > 8 * numbers.size:
-        return np.unique(numbers, return_counts=True)
-    counts = np.bincount((numbers - low).astype(np.int64).ravel(), minlength=span + 1)
-    (present,) = counts.nonzero()
-    return present.astype(np.uint64) + low, counts[present]
+@dataclass
+class _Launch:
+    """One while it is recorded.
+
+    Attributes:
+        grid: its programs along each axis.
+        family: how many consecutive programs of the first axis differ in place only; 1: none do.
+        numbers: programs of the first axis that are interpreted; the executor's own grid only counts them.
+        recorded: accesses by program.
+    """
+
+    grid: tuple[int, ...]
+    family: int
+    numbers: list[int]
+    recorded: dict[tuple[int, ...], list[Tile]] = field(default_factory=dict)
+
+    def programs(self) -> list[Sequence[Tile]]:
+        """Accesses of all programs in the order in which hardware starts them: along the first axis first."""
+        completed: dict[tuple[int, ...], Sequence[Tile]] = {}
+        for rest in {index[1:] for index in self.recorded}:
+            for first in range(0, self.grid[0], self.family):
+                members = {i - first: t for (i, *other), t in self.recorded.items() if (*other,) == rest}
+                family = complete_family(members, self.family)
+                completed |= {(first + number, *rest): tiles for number, tiles in enumerate(family)}
+        return [completed[index] for index in sorted(completed, key=lambda index: index[::-1])]
+
+
+class _Recording:
+    """Between Triton's interpreter and memory: each method wraps one of the interpreter's functions."""
+
+    def __init__(self) -> None:
+        self.launches: list[_Launch] = []
+
+    def run_launch(self, plain: Any) -> Any:
+        def call(executor: Any, *arguments: Any, **options: Any) -> None:
+            named = dict(zip(executor.arg_names, arguments, strict=False)) | options
+            grid = tuple(executor.grid)
+            family = next((int(named[name]) for name in _FAMILIES if name in named), 1)
+            members = choose_programs(family)
+            numbers = [first + member for first in range(0, grid[0], family) for member in members]
+            self.launches.append(_Launch(grid, family, numbers))
+            executor.grid = (len(numbers), *grid[1:])
+            plain(executor, *arguments, **options)
+
+        return call
+
+    def start_launch(self, plain: Any) -> Any:
+        def set_grid_dim(builder: Any, _: int, *rest: int) -> None:
+            plain(builder, self.launches[-1].grid[0], *rest)
+
+        return set_grid_dim
+
+    def start_program(self, plain: Any) -> Any:
+        def set_grid_idx(builder: Any, first: int, *rest: int) -> None:
+            launch = self.launches[-1]
+            index = (launch.numbers[first], *rest)
+            launch.recorded[index] = []
+            plain(builder, *index)
+
+        return set_grid_idx
+
+    def load(self, plain: Any) -> Any:
+        def create_masked_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+            self._note(pointers, mask, store=False)
+            return plain(builder, pointers, mask, *rest)
+
+        return create_masked_load
+
+    def store(self, plain: Any) -> Any:
+        def create_masked_store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+            self._note(pointers, mask, store=True)
+            return plain(builder, pointers, value, mask, *rest)
+
+        return create_masked_store
+
+    def _note(self, pointers: Any, mask: Any, *, store: bool) -> None:
+        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
+        starts, lengths = _find_runs(addresses, max(1, pointers.get_element_ty().primitive_bitwidth // 8))
+        # Programs run one after the other: the last one begun.
+        next(reversed(self.launches[-1].recorded.values())).append(Tile(store, starts, lengths))
+
+
+def _find_runs(addresses: Any, itemsize: int) -> tuple[Any, Any]:
+    """Where consecutive elements begin, and the bytes of each run; an address that occurs twice begins a run twice."""
+    addresses = np.sort(addresses, axis=None)
+    breaks = np.flatnonzero(np.diff(addresses) != itemsize) + 1
+    first = np.concatenate(([0], breaks))[: addresses.size]
+    counts = np.diff(np.concatenate((first, [addresses.size])))
+    return addresses[first], counts * itemsize
+
+
+def _to_access(tile: Tile, granule: int) -> Access:
+    """The granules that a tile touches, in order, and its bytes in each."""
+    low, high = tile.starts // granule, (tile.starts + tile.lengths - 1) // granule
+    # A run that crosses granules has a part in each.
+    parts = high - low + 1
+    run = np.repeat(np.arange(parts.size), parts)
+    place = low[run] + np.arange(run.size) - np.repeat(np.cumsum(parts) - parts, parts)
+    starts, ends = tile.starts[run], (tile.starts + tile.lengths)[run]
+    sizes = np.minimum(ends, (place + 1) * granule) - np.maximum(starts, place * granule)
+    granules, group = np.unique(place, return_inverse=True)
+    totals = np.bincount(group, weights=sizes, minlength=granules.size).astype(np.int64)
+    return Access(tile.store, tuple(granules.tolist()), tuple(totals.tolist()))
 
 
 def count_dram_bytes(trace: Trace, gpu: Gpu) -> int:

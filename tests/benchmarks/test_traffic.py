@@ -6,12 +6,15 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from benchmarks import access_trace
 from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record_accesses
+from benchmarks.program_family import Tile, choose_programs, complete_family
 from benchmarks.traffic import H100, Case, adapter_sizes, measure, traffic_cases
 from kernels import adamw_update
 from kernels.model_shapes import MODEL_SHAPES, ModelShape
@@ -63,6 +66,50 @@ def _store(*granules: int) -> Access:
 def test_the_cache_lets_through_what_it_does_not_hold(programs: list[list[Access]], expected: int) -> None:
     gpu = Gpu("tiny", cache=20, processors=2)
     assert count_dram_bytes(Trace(10, [programs]), gpu) == expected
+
+
+def _program(number: int, *, rows: int = 4) -> list[Tile]:
+    """Reads `rows` lines of 8 bytes, 64 apart, of a block 1000 bytes on from the program before; writes one place."""
+    starts = number * 1000 + 64 * np.arange(rows)
+    return [Tile(False, starts, np.full(rows, 8)), Tile(True, np.array([5]), np.array([8]))]
+
+
+def test_programs_that_differ_in_place_are_derived_from_a_few() -> None:
+    count = 7
+    every = [_program(number) for number in range(count - 1)] + [_program(count - 1, rows=2)]
+    recorded = {number: every[number] for number in choose_programs(count)}
+    assert len(recorded) == 4
+    for derived, expected in zip(complete_family(recorded, count), every, strict=True):
+        assert all(tile.same(other) for tile, other in zip(derived, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("number", "program"),
+    [(5, _program(6)), (5, _program(5)[:1]), (5, _program(5, rows=3)), (1, _program(1)[:1]), (1, _program(1, rows=3))],
+)
+def test_programs_that_differ_otherwise_are_told(number: int, program: list[Tile]) -> None:
+    recorded = {index: _program(index) for index in choose_programs(7)} | {number: program}
+    with pytest.raises(RuntimeError, match="no translation"):
+        complete_family(recorded, 7)
+
+
+@pytest.mark.parametrize("name", ["lora_linear 128x256 rank 16", "lora_linear backward 128x256 rank 16"])
+def test_derived_programs_are_those_that_would_have_been_interpreted(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """700 tokens: six blocks, the last one cut short."""
+    monkeypatch.setenv("PERK_KERNELS", "triton")
+    (case,) = _cases(700, name)
+    work = case.prepare()
+    with record_accesses(4096) as some:
+        work()
+    monkeypatch.setattr(access_trace, "_FAMILIES", ())
+    work = case.prepare()
+    with record_accesses(4096) as every:
+        work()
+    assert [len(launch) for launch in some.launches] == [len(launch) for launch in every.launches]
+    assert some.requested == every.requested
+    assert count_dram_bytes(some, H100) == pytest.approx(count_dram_bytes(every, H100), rel=0.01)
 
 
 def _cases(tokens: int, name: str) -> list[Case]:
