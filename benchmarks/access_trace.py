@@ -24,8 +24,9 @@ from benchmarks.program_family import Tile, choose_programs, complete_family
 
 __all__ = ["Access", "Gpu", "Launch", "Trace", "count_dram_bytes", "record_accesses"]
 
-# Arguments of our kernels that say how many consecutive programs do the same for one block after the other.
-_FAMILIES = ("token_blocks", "p_blocks")
+# Arguments of our kernels that say how many programs do the same for one block after the other, and that by which these
+# lie apart, if they do not follow one another.
+_FAMILIES = {"token_blocks": "groups", "p_blocks": ""}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Trace:
 def record_accesses(granule: int) -> Iterator[Trace]:
     """Record what the interpreted kernels that run inside the block load and store.
 
-    Of a kernel that says by an argument of `_FAMILIES` how many consecutive programs differ in place only, a few are
+    Of a kernel that says by an argument of `_FAMILIES` how many programs differ in place only, a few are
     interpreted and the others written down (`program_family`): what it would have computed is not to be had then.
 
     Args:
@@ -131,25 +132,30 @@ class _Launch:
 
     Attributes:
         grid: its programs along each axis.
-        family: how many consecutive programs of the first axis differ in place only; 1: none do.
+        family: how many programs of the first axis differ in place only; 1: none do.
+        stride: from one of them to the next.
         numbers: programs of the first axis that are interpreted; the executor's own grid only counts them.
         recorded: accesses by program.
     """
 
     grid: tuple[int, ...]
     family: int
+    stride: int
     numbers: list[int]
     recorded: dict[tuple[int, ...], list[Tile]] = field(default_factory=dict)
 
     def programs(self) -> list[Sequence[Tile]]:
         """Accesses of all programs in the order in which hardware starts them: along the first axis first."""
         completed: dict[tuple[int, ...], Sequence[Tile]] = {}
-        for rest in {index[1:] for index in self.recorded}:
-            for first in range(0, self.grid[0], self.family):
-                members = {i - first: t for (i, *other), t in self.recorded.items() if (*other,) == rest}
-                family = complete_family(members, self.family)
-                completed |= {(first + number, *rest): tiles for number, tiles in enumerate(family)}
+        for first, *rest in [index for index in self.recorded if self._member(index[0]) == 0]:
+            places = {number: (first + number * self.stride, *rest) for number in range(self.family)}
+            recorded = {number: self.recorded[place] for number, place in places.items() if place in self.recorded}
+            completed |= zip(places.values(), complete_family(recorded, self.family), strict=True)
         return [completed[index] for index in sorted(completed, key=lambda index: index[::-1])]
+
+    def _member(self, program: int) -> int:
+        """Which of its family a program of the first axis is."""
+        return program // self.stride % self.family
 
 
 class _Recording:
@@ -162,10 +168,11 @@ class _Recording:
         def call(executor: Any, *arguments: Any, **options: Any) -> None:
             named = dict(zip(executor.arg_names, arguments, strict=False)) | options
             grid = tuple(executor.grid)
-            family = next((int(named[name]) for name in _FAMILIES if name in named), 1)
-            members = choose_programs(family)
-            numbers = [first + member for first in range(0, grid[0], family) for member in members]
-            self.launches.append(_Launch(grid, family, numbers))
+            name = next((name for name in _FAMILIES if name in named), "")
+            family, stride = int(named.get(name, 1)), int(named.get(_FAMILIES.get(name, ""), 1))
+            members = set(choose_programs(family))
+            numbers = [program for program in range(grid[0]) if program // stride % family in members]
+            self.launches.append(_Launch(grid, family, stride, numbers))
             executor.grid = (len(numbers), *grid[1:])
             plain(executor, *arguments, **options)
 

@@ -2,8 +2,9 @@
 
 A program makes x Aᵀ ``[BLOCK_T, r]`` of its tokens first and keeps it on chip, then walks over its blocks of outputs.
 So the low-rank product costs r / (outputs of a program) of the frozen one; at rank 256, a program of a single block
-would spend more on it than on W. Programs with consecutive numbers share a block of W's rows and differ in tokens, so
-that what several programs read is in the L2 cache when the next one asks for it.
+would spend more on it than on W. A program reads its tokens' part of x once for x Aᵀ and once for each block of
+outputs. Programs with consecutive numbers share it and have different outputs, and so many do that the parts which run
+at one time fit the L2 cache together: x is read once from memory, and W once for each wave of programs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from kernels.triton_ops.numbers import accumulator, factor, precision
 from kernels.triton_ops.programs import PROGRAMS
 
 __all__ = ["Frozen", "apply", "choose_blocks", "lora_linear_kernel"]
+
+# Most bytes of x for the programs that run at one time: they read it again for each block of outputs, from an L2 cache
+# of 40 MB (A100) or 50 MB (H100) in which W and y pass by.
+_WAVE_BYTES = 24 << 20
 
 
 @triton.jit(do_not_specialize=["tokens", "token_blocks", "groups", "column_blocks", "columns"])
@@ -78,8 +83,8 @@ def lora_linear_kernel(
     """
     dtype = x.dtype.element_ty
     program = tl.program_id(0)
-    token_block = program % token_blocks
-    group = (program // token_blocks) % groups
+    group = program % groups
+    token_block = (program // groups) % token_blocks
     document = (program // (token_blocks * groups)).to(tl.int64)
 
     first_token = token_block.to(tl.int64) * BLOCK_T
@@ -246,6 +251,16 @@ class _Launch(NamedTuple):
     low: bool
 
 
+def _count_groups(token_blocks: int, column_blocks: int, part_bytes: int) -> int:
+    """How many programs share the outputs of a block of tokens, whose part of x has `part_bytes`.
+
+    Few spare low-rank products; many keep all multiprocessors busy, and what those that run together read in the cache.
+    """
+    to_fill = PROGRAMS // max(1, token_blocks)
+    to_fit = -(-PROGRAMS * part_bytes // _WAVE_BYTES) if token_blocks * part_bytes > _WAVE_BYTES else 1
+    return min(max(1, to_fill, to_fit), max(1, column_blocks))
+
+
 def _launch(x: Tensor, a: Tensor, b: Tensor, scale: float, y: Tensor | None, low: Tensor, terms: _Launch) -> None:
     documents, tokens, inputs = x.shape
     outputs, rank = b.shape[1:]
@@ -253,8 +268,7 @@ def _launch(x: Tensor, a: Tensor, b: Tensor, scale: float, y: Tensor | None, low
     blocks = choose_blocks(x.dtype, rank_block, tokens, capability(x.device), terms.frozen)
     token_blocks = triton.cdiv(tokens, blocks.tokens)
     column_blocks = 0 if y is None else triton.cdiv(outputs, blocks.outputs)
-    # Few groups spare low-rank products, many keep all multiprocessors busy.
-    groups = min(max(1, PROGRAMS // max(1, token_blocks * documents)), max(1, column_blocks))
+    groups = _count_groups(token_blocks * documents, column_blocks, blocks.tokens * inputs * x.itemsize)
     columns = triton.cdiv(column_blocks, groups)
     groups = triton.cdiv(column_blocks, columns) if columns else 1
     frozen = terms.frozen
