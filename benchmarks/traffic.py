@@ -36,6 +36,9 @@ __all__ = ["H100", "Case", "Row", "adapter_sizes", "measure", "traffic_cases"]
 
 H100 = Gpu("H100", cache=50 << 20, processors=132)
 
+# Of a blocked product: a tile has rows as narrow as 128 bytes. Coarser granules would be written, and read again, for the
+# sake of a part of them.
+_NARROW_GRANULE = 256
 _GRANULE = 4 << 10
 # Of the head: 7 granules are a block of 128 rows of 896 bfloat16 numbers.
 _WIDE_GRANULE = 32 << 10
@@ -133,6 +136,7 @@ def _linear_cases(tokens: int, inputs: int, outputs: int, rank: int) -> Iterator
         floor=half * (x + w + a + b + y),
         # x Wᵀ, x Aᵀ, (x Aᵀ) Bᵀ, times s, sum.
         peft=half * ((x + w + y) + (x + a + low) + (low + b + y) + 2 * y + 3 * y),
+        granule=_NARROW_GRANULE,
     )
     yield Case(
         f"lora_linear backward {size}",
@@ -141,6 +145,7 @@ def _linear_cases(tokens: int, inputs: int, outputs: int, rank: int) -> Iterator
         # s dy, dB, dy B, dA, (dy B) A, dy W, sum; and both gradients added to float32 ones.
         peft=half * (2 * y + (y + low + b) + (y + b + low) + (low + x + a) + (low + a + x) + (y + w + x) + 3 * x)
         + (half + 2 * single) * (a + b),
+        granule=_NARROW_GRANULE,
     )
 
 
@@ -231,7 +236,8 @@ def _extend(trace: Trace, head: Tensor, block_bytes: int, shares: int, blocks: i
             source = program[before : before + length] if block == 0 else second
             shift = (share * (blocks - _RECORDED) + block - min(block, 1)) * step
             for place, access in enumerate(source):
-                if low <= access.granules[0] <= high:
+                # Sums that are not begun are masked, and touch nothing.
+                if access.granules and low <= access.granules[0] <= high:
                     key = (share, block, place)
                     if key not in moved:
                         moved[key] = replace(access, granules=tuple(g + shift for g in access.granules))
