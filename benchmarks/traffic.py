@@ -36,8 +36,8 @@ __all__ = ["H100", "Case", "Row", "adapter_sizes", "measure", "traffic_cases"]
 
 H100 = Gpu("H100", cache=50 << 20, processors=132)
 
-# Of a blocked product: a tile has rows as narrow as 128 bytes. Coarser granules would be written, and read again, for the
-# sake of a part of them.
+# Of a blocked product: a tile has rows as narrow as 128 bytes. Coarser granules would be written, and read again, for a
+# part of them.
 _NARROW_GRANULE = 256
 _GRANULE = 4 << 10
 # Of the head: 7 granules are a block of 128 rows of 896 bfloat16 numbers.
@@ -196,11 +196,13 @@ def _head_case(shape: ModelShape, tokens: int, vocabulary: int) -> Case:
     from the third on are written down and not interpreted: `_RECORDED` of each program are.
     """
     hidden = torch.zeros(1, tokens, shape.hidden, dtype=torch.bfloat16, requires_grad=True)
-    head = torch.zeros(vocabulary, shape.hidden, dtype=torch.bfloat16)
+    block = choose_blocks(torch.bfloat16, capability(hidden.device), tangents=False)
+    # With a block of rows on either side, so that no granule has a part of the head and one of another tensor.
+    room = torch.zeros(vocabulary + 2 * block.vocabulary, shape.hidden, dtype=torch.bfloat16)
+    head = room[block.vocabulary : -block.vocabulary]
     targets = torch.zeros(1, tokens, dtype=torch.int64)
     weights = torch.ones(1, tokens, dtype=torch.bfloat16)
     x, w, logits = tokens * shape.hidden, head.numel(), tokens * vocabulary
-    block = choose_blocks(torch.bfloat16, capability(head.device), tangents=False)
     shares = max(1, PROGRAMS // -(-tokens // block.tokens))
     block_bytes = block.vocabulary * shape.hidden * head.itemsize
     part = head[: shares * _RECORDED * block.vocabulary]

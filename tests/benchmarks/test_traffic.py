@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import access_trace
+from benchmarks import access_trace, traffic
 from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record_accesses
 from benchmarks.program_family import Tile, choose_programs, complete_family
 from benchmarks.traffic import H100, Case, adapter_sizes, measure, traffic_cases
@@ -112,8 +112,22 @@ def test_derived_programs_are_those_that_would_have_been_interpreted(
     assert count_dram_bytes(some, H100) == pytest.approx(count_dram_bytes(every, H100), rel=0.01)
 
 
-def _cases(tokens: int, name: str) -> list[Case]:
-    return [case for case in traffic_cases(TINY, tokens) if name in case.name]
+def test_blocks_of_the_head_that_are_written_down_are_those_that_would_have_been_interpreted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eight shares of the vocabulary, five blocks each."""
+    monkeypatch.setenv("PERK_KERNELS", "triton")
+    rows = []
+    for recorded in (3, 5):
+        monkeypatch.setattr(traffic, "_RECORDED", recorded)
+        (case,) = _cases(1024, "weighted_cross_entropy", replace(TINY, vocabulary=5 * 8 * 128))
+        rows.append(measure(case))
+    assert rows[0].requested == rows[1].requested
+    assert rows[0].dram == pytest.approx(rows[1].dram, rel=0.02)
+
+
+def _cases(tokens: int, name: str, shape: ModelShape = TINY) -> list[Case]:
+    return [case for case in traffic_cases(shape, tokens) if name in case.name]
 
 
 @pytest.mark.parametrize(("tokens", "name"), [(1024, "lora_linear 128x256 rank 16"), (512, "adamw_update")])
