@@ -115,20 +115,12 @@ def _first_order(
     """dx = dy W + s (dy B) A, dA = s (dy B)ᵀ x, dB = s dyᵀ (x Aᵀ), each if wanted; dA, dB added to `into` if given."""
     dx, da, db = None, None, None
     low_dy = dy
-    # dB needs dy and little else, dx needs W beside it. Where dx is the wider, writing it would drive dy out of the cache
-    # before dB; else dB's sums would, and dx leaves the last tokens behind, with which `token_sum` begins.
-    db_first = dy.shape[2] <= x.shape[2]
-
-    def sum_db() -> Tensor | None:
-        return token_sum(dy, low, scale, like=b, add_to=None if into is None else into[1]) if wanted[2] else None
-
-    if db_first:
-        db = sum_db()
+    # First, while nothing but dy is in the cache: the next launch wants all of it again, and W beside it.
+    if wanted[2]:
+        db = token_sum(dy, low, scale, like=b, add_to=None if into is None else into[1])
     if wanted[0] or wanted[1]:
         made, low_dy = apply(dy, frozen, b.mT, a.mT, scale, transposed=True, low=wanted[1], only_low=not wanted[0])
         dx = made if wanted[0] else None
-    if not db_first:
-        db = sum_db()
     if wanted[1]:
         da = token_sum(low_dy, x, scale, like=a, add_to=None if into is None else into[0])
     return dx, da, db

@@ -75,10 +75,7 @@ def token_sum_kernel(
     in_p = (p < p_size)[:, None]
     in_q = (q < q_size)[None, :]
     product = tl.zeros((BLOCK_P, BLOCK_Q), dtype=ACCUMULATOR)
-    # From the last token to the first: the pass before has left those in the cache.
-    blocks = tl.cdiv(last - first, BLOCK_T)
-    for block in range(0, blocks):
-        start = first + (blocks - 1 - block) * BLOCK_T
+    for start in range(first, last, BLOCK_T):
         in_part = start + t < last
         u_tile = tl.load(u_tiles + start * u_t, mask=in_p & in_part[None, :], other=0.0)
         v_tile = tl.load(v_tiles + start * v_t, mask=in_part[:, None] & in_q, other=0.0)
