@@ -13,6 +13,10 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from kernels import lora_linear, quantise_rows
 
+pytest.importorskip("triton")
+
+from kernels.triton_ops import lora_linear_kernel
+
 pytestmark = pytest.mark.usefixtures("in_triton")
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -136,6 +140,33 @@ def test_values_and_both_derivatives_are_those_of_the_formula(
     documents: int, tokens: int, inputs: int, outputs: int, rank: int, dtype: torch.dtype
 ) -> None:
     check(Case.random(documents, tokens, inputs, outputs, rank, dtype), TOLERANCES[dtype])
+
+
+def test_programs_that_take_several_blocks_of_outputs_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two token blocks of each document, five blocks of outputs in two groups, the second one with a block less."""
+    monkeypatch.setattr(lora_linear_kernel, "PROGRAMS", 12)
+    assert lora_linear_kernel._count_groups(2 * 3, 5, 1) == 2
+    check(Case.random(3, 100, 40, 300, 16, torch.float32), TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize(
+    ("token_blocks", "column_blocks", "inputs", "expected"),
+    [
+        # Enough to fill the GPU, and no more than there are blocks of outputs.
+        (8, 38, 896, 16),
+        (1, 7, 896, 7),
+        (0, 7, 896, 7),
+        (32, 0, 896, 1),
+        # Many tokens: so many that those of 128 programs, at 128 tokens, have 24 MB of x.
+        (1024, 38, 896, 2),
+        (32, 7, 4864, 7),
+        (1024, 56, 4864, 7),
+    ],
+)
+def test_programs_share_tokens_as_far_as_the_cache_wants(
+    token_blocks: int, column_blocks: int, inputs: int, expected: int
+) -> None:
+    assert lora_linear_kernel._count_groups(token_blocks, column_blocks, 128 * inputs * 2) == expected
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
