@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -134,15 +135,19 @@ class _Launch:
         grid: its programs along each axis.
         family: how many programs of the first axis differ in place only; 1: none do.
         stride: from one of them to the next.
-        numbers: programs of the first axis that are interpreted; the executor's own grid only counts them.
         recorded: accesses by program.
     """
 
     grid: tuple[int, ...]
     family: int
     stride: int
-    numbers: list[int]
     recorded: dict[tuple[int, ...], list[Tile]] = field(default_factory=dict)
+
+    @cached_property
+    def interpreted(self) -> list[int]:
+        """Programs of the first axis that are interpreted; the executor's own grid only counts them."""
+        members = set(choose_programs(self.family))
+        return [program for program in range(self.grid[0]) if self._member(program) in members]
 
     def programs(self) -> list[Sequence[Tile]]:
         """Accesses of all programs in the order in which hardware starts them: along the first axis first."""
@@ -170,10 +175,9 @@ class _Recording:
             grid = tuple(executor.grid)
             name = next((name for name in _FAMILIES if name in named), "")
             family, stride = int(named.get(name, 1)), int(named.get(_FAMILIES.get(name, ""), 1))
-            members = set(choose_programs(family))
-            numbers = [program for program in range(grid[0]) if program // stride % family in members]
-            self.launches.append(_Launch(grid, family, stride, numbers))
-            executor.grid = (len(numbers), *grid[1:])
+            launch = _Launch(grid, family, stride)
+            self.launches.append(launch)
+            executor.grid = (len(launch.interpreted), *grid[1:])
             plain(executor, *arguments, **options)
 
         return call
@@ -187,7 +191,7 @@ class _Recording:
     def start_program(self, plain: Any) -> Any:
         def set_grid_idx(builder: Any, first: int, *rest: int) -> None:
             launch = self.launches[-1]
-            index = (launch.numbers[first], *rest)
+            index = (launch.interpreted[first], *rest)
             launch.recorded[index] = []
             plain(builder, *index)
 

@@ -27,10 +27,8 @@ from torch import Tensor
 
 from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record_accesses
 from kernels import adamw_update, lora_linear, rms_update, weighted_cross_entropy
-from kernels.dispatch import capability
 from kernels.model_shapes import MODEL_SHAPES, ModelShape
-from kernels.triton_ops.programs import PROGRAMS
-from kernels.triton_ops.vocabulary_plan import choose_blocks
+from kernels.triton_ops.vocabulary_plan import make_plan
 
 __all__ = ["H100", "Case", "Row", "adapter_sizes", "measure", "traffic_cases"]
 
@@ -196,17 +194,16 @@ def _head_case(shape: ModelShape, tokens: int, vocabulary: int) -> Case:
     from the third on are written down and not interpreted: `_RECORDED` of each program are.
     """
     hidden = torch.zeros(1, tokens, shape.hidden, dtype=torch.bfloat16, requires_grad=True)
-    block = choose_blocks(torch.bfloat16, capability(hidden.device), tangents=False)
+    plan = make_plan(hidden[0], hidden.new_empty(vocabulary, shape.hidden, device="meta"), tangents=False)
+    rows = plan.blocks.vocabulary
     # With a block of rows on either side, so that no granule has a part of the head and one of another tensor.
-    room = torch.zeros(vocabulary + 2 * block.vocabulary, shape.hidden, dtype=torch.bfloat16)
-    head = room[block.vocabulary : -block.vocabulary]
+    room = torch.zeros(vocabulary + 2 * rows, shape.hidden, dtype=torch.bfloat16)
+    head = room[rows:-rows]
     targets = torch.zeros(1, tokens, dtype=torch.int64)
     weights = torch.ones(1, tokens, dtype=torch.bfloat16)
     x, w, logits = tokens * shape.hidden, head.numel(), tokens * vocabulary
-    shares = max(1, PROGRAMS // -(-tokens // block.tokens))
-    block_bytes = block.vocabulary * shape.hidden * head.itemsize
-    part = head[: shares * _RECORDED * block.vocabulary]
-    blocks = -(-vocabulary // (block.vocabulary * shares))
+    block_bytes = rows * shape.hidden * head.itemsize
+    part = head[: plan.shares * _RECORDED * rows]
     return Case(
         f"weighted_cross_entropy {shape.hidden}x{vocabulary}",
         lambda: partial(weighted_cross_entropy, hidden, part, targets, weights),
@@ -214,7 +211,7 @@ def _head_case(shape: ModelShape, tokens: int, vocabulary: int) -> Case:
         # Logits, to float32, log-softmax, its gradient, to bfloat16, and the product with W.
         peft=2 * (x + w + logits) + 6 * logits + 8 * logits + 12 * logits + 6 * logits + 2 * (logits + w + x),
         granule=_WIDE_GRANULE,
-        finish=partial(_extend, head=part, block_bytes=block_bytes, shares=shares, blocks=blocks),
+        finish=partial(_extend, head=part, block_bytes=block_bytes, shares=plan.shares, blocks=plan.columns),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.dispatch import capability, launch
 from kernels.triton_ops.numbers import accumulator, factor, precision
-from kernels.triton_ops.programs import PROGRAMS
+from kernels.triton_ops.programs import PROGRAMS, count_parts
 
 __all__ = ["Frozen", "apply", "choose_blocks", "lora_linear_kernel"]
 
@@ -256,9 +256,8 @@ def _count_groups(token_blocks: int, column_blocks: int, part_bytes: int) -> int
 
     Few spare low-rank products; many keep all multiprocessors busy, and what those that run together read in the cache.
     """
-    to_fill = PROGRAMS // max(1, token_blocks)
     to_fit = -(-PROGRAMS * part_bytes // _WAVE_BYTES) if token_blocks * part_bytes > _WAVE_BYTES else 1
-    return min(max(1, to_fill, to_fit), max(1, column_blocks))
+    return min(max(count_parts(token_blocks), to_fit), max(1, column_blocks))
 
 
 def _launch(x: Tensor, a: Tensor, b: Tensor, scale: float, y: Tensor | None, low: Tensor, terms: _Launch) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.dispatch import launch
 from kernels.triton_ops.numbers import accumulator, factor, precision, sum_dtype
-from kernels.triton_ops.programs import PROGRAMS
+from kernels.triton_ops.programs import count_parts
 
 __all__ = ["PRODUCTS", "token_sum"]
 
@@ -199,7 +199,7 @@ def token_sum(u: Tensor, v: Tensor, scale: float, *, like: Tensor, add_to: Tenso
 
 def _split(programs: int, tokens: int, block_t: int, itemsize: int, rank: int) -> tuple[int, int]:
     """Number of parts and their length in tokens, a multiple of `block_t`; of sizes alone, so the order is fixed."""
-    wanted = max(1, PROGRAMS // max(1, programs))
+    wanted = count_parts(programs)
     # A part costs 8 bytes an element of the sum; its tokens, `itemsize` bytes an element of the wide factor.
     affordable = max(1, tokens * itemsize // (8 * 8 * rank))
     parts = min(wanted, affordable)

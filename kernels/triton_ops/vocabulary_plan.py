@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.dispatch import capability
 from kernels.triton_ops.numbers import accumulator, factor, precision
-from kernels.triton_ops.programs import PROGRAMS
+from kernels.triton_ops.programs import count_parts
 
 __all__ = [
     "ROW_BLOCK",
@@ -102,7 +102,7 @@ def make_plan(hidden: Tensor, head: Tensor, *, tangents: bool) -> Plan:
     blocks = choose_blocks(hidden.dtype, capability(hidden.device), tangents=tangents)
     token_blocks = triton.cdiv(hidden.shape[0], blocks.tokens)
     column_blocks = triton.cdiv(head.shape[0], blocks.vocabulary)
-    wanted = min(max(1, PROGRAMS // max(1, token_blocks)), column_blocks)
+    wanted = min(count_parts(token_blocks), column_blocks)
     columns = triton.cdiv(column_blocks, wanted)
     return Plan(blocks, token_blocks, column_blocks, columns, triton.cdiv(column_blocks, columns))
 

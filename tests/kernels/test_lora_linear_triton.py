@@ -15,7 +15,7 @@ from kernels import lora_linear, quantise_rows
 
 pytest.importorskip("triton")
 
-from kernels.triton_ops import lora_linear_kernel
+from kernels.triton_ops import lora_linear_kernel, programs
 
 pytestmark = pytest.mark.usefixtures("in_triton")
 
@@ -144,7 +144,7 @@ def test_values_and_both_derivatives_are_those_of_the_formula(
 
 def test_programs_that_take_several_blocks_of_outputs_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two token blocks of each document, five blocks of outputs in two groups, the second one with a block less."""
-    monkeypatch.setattr(lora_linear_kernel, "PROGRAMS", 12)
+    monkeypatch.setattr(programs, "PROGRAMS", 12)
     assert lora_linear_kernel._count_groups(2 * 3, 5, 1) == 2
     check(Case.random(3, 100, 40, 300, 16, torch.float32), TOLERANCES[torch.float32])
 
