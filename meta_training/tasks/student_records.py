@@ -1,4 +1,4 @@
-"""Student Records (PERK section 4.1): one line a student; questions recall, relate or aggregate them."""
+"""Student Records (PERK section 4.1): one line a student; questions recall, relate, compare or aggregate them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from meta_training.document import Document, Question
+from meta_training.tasks.comparison import Comparison, RelatedField, draw_comparison_question
 from meta_training.tasks.students import FIELDS, Student, draw_student
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
 
 __all__ = ["QuestionKind", "StudentRecords"]
 
-QuestionKind = Literal["recall", "relation", "aggregate"]
+QuestionKind = Literal["recall", "relation", "comparison", "aggregate"]
 
-_RELATIONS = {
+_RELATIONS: dict[RelatedField, str] = {
     "major": "have the same major",
     "school": "study at the same school",
     "year": "study in the same year",
@@ -122,6 +123,8 @@ class StudentRecords:
                 question = _recall(*recalls.pop())
             elif kind == "relation":
                 question = _relation(rng, students)
+            elif kind == "comparison":
+                question = draw_comparison_question(rng)
             elif kind == "aggregate":
                 question = _aggregate(rng, students)
             else:
@@ -144,27 +147,22 @@ def _recall(student: Student, field: str) -> Question:
 def _relation(rng: random.Random, students: list[Student]) -> Question:
     first, second = rng.sample(students, 2)
     # Which of two numbers is higher is harder to learn than whether two words are the same: half of the questions.
-    kind = "grade" if rng.random() < 0.5 else rng.choice(list(_RELATIONS))
+    field: RelatedField = "grade" if rng.random() < 0.5 else rng.choice(list(_RELATIONS))
     # Two students seldom share a field: look for a pair that does in half of the questions.
-    if kind != "grade" and rng.random() < 0.5:
-        twins = [s for s in students if s is not first and getattr(s, kind) == getattr(first, kind)]
+    if field != "grade" and rng.random() < 0.5:
+        twins = [s for s in students if s is not first and getattr(s, field) == getattr(first, field)]
         second = rng.choice(twins) if twins else second
-    if kind == "grade":
+    if field == "grade":
         # The paper's own wording.
         text = f"Does student {first.number} has a higher grade than student {second.number}?"
-        holds = first.grade > second.grade
     else:
-        text = f"Do student {first.number} and student {second.number} {_RELATIONS[kind]}?"
-        holds = getattr(first, kind) == getattr(second, kind)
+        text = f"Do student {first.number} and student {second.number} {_RELATIONS[field]}?"
+    comparison = Comparison(field, getattr(first, field), getattr(second, field))
     return Question(
         question=text,
-        answer="Yes" if holds else "No",
-        # The two values side by side: from records of 35 tokens each a small model does not compare them.
-        support=(
-            first.line(),
-            second.line(),
-            f"{kind.capitalize()}: {getattr(first, kind)} and {getattr(second, kind)}",
-        ),
+        answer=comparison.answer,
+        # From records of 35 tokens each a small model does not compare: the two values side by side, and the verdict.
+        support=(first.line(), second.line(), comparison.line()),
         task="student-relation",
     )
 

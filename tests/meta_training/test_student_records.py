@@ -72,9 +72,10 @@ def test_relation_questions_are_answered_by_comparing_two_records(count_words: C
     for document in _documents(StudentRecords(split="train", count_tokens=count_words, kinds=("relation",))):
         records = _register(document)
         for question in document.questions:
-            higher = re.fullmatch(r"Does student (\d+) has a higher grade than student (\d+)\?", question.question)
-            if higher:
-                holds = int(records[higher[1]]["grade"]) > int(records[higher[2]]["grade"])
+            field = "grade"
+            match = re.fullmatch(r"Does student (\d+) has a higher grade than student (\d+)\?", question.question)
+            if match:
+                holds = int(records[match[1]][field]) > int(records[match[2]][field])
             else:
                 (match, field), *_ = (
                     (match, field)
@@ -84,8 +85,20 @@ def test_relation_questions_are_answered_by_comparing_two_records(count_words: C
                 assert match[1] != match[2]
                 holds = records[match[1]][field] == records[match[2]][field]
             assert question.answer == ("Yes" if holds else "No")
+            first, second = (records[match[place]] for place in (1, 2))
+            *lines, last = question.support
+            assert [_LINE.fullmatch(line)["id"] for line in lines] == [match[1], match[2]]  # type: ignore[index]
+            values = f"{field.capitalize()}: {first[field]} and {second[field]}: "
+            assert last.removeprefix(values) in {"higher", "lower", "same", "different"}
             answers.add(question.answer)
     assert answers == {"Yes", "No"}
+
+
+def test_comparison_questions_need_no_record(count_words: CountTokens) -> None:
+    task = StudentRecords(split="train", count_tokens=count_words, kinds=("comparison",), questions=30)
+    for document in _documents(task):
+        _register(document)
+        assert [q.task for q in document.questions] == ["student-comparison"] * 30
 
 
 def test_aggregate_questions_are_answered_by_all_grades(count_words: CountTokens) -> None:
@@ -175,7 +188,7 @@ def test_a_share_of_near_numbers_out_of_range_is_refused(count_words: CountToken
 @pytest.mark.parametrize(
     ("kinds", "questions", "records", "message"),
     [
-        (("memory",), 8, None, "kinds: got 'memory', expected one of recall, relation, aggregate"),
+        (("memory",), 8, None, "kinds: got 'memory', expected one of recall, relation, comparison, aggregate"),
         ((), 8, None, "kinds: got none"),
         (("recall",), 0, None, "questions: got 0, expected at least 1"),
         (("recall",), 8, 0, "records: got 0, expected 1 to 128571"),
