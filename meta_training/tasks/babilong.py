@@ -19,7 +19,7 @@ from meta_training.tasks.background import Background, as_passages
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.story_teller import tell_story
 from meta_training.tasks.task import CountTokens, Split
-from meta_training.tasks.whereabouts import derive_questions
+from meta_training.tasks.whereabouts import derive_questions, walk_back
 from perk.errors import InvalidInput
 
 __all__ = ["BabiLong"]
@@ -101,12 +101,12 @@ class BabiLong:
             asked = story.questions[-1]
         facts = story.facts[: asked.facts]
         lines = _numbered(facts) if self._kind == "events" else list(facts)
-        questions = [self._question(asked, lines)]
+        questions = [self._question(asked, facts, lines)]
         if position is None:
             seen = {asked.question}
             for also in derive_questions(facts, self._facts, in_order=self._kind == "raw"):
                 if also.question not in seen:
-                    questions.append(self._question(also, lines))
+                    questions.append(self._question(also, facts, lines))
             rng.shuffle(questions)
         if rng.random() < self._renamed_share:
             rename = renaming(rng)
@@ -118,7 +118,7 @@ class BabiLong:
         fact_tokens = sum(self._count_tokens(line) + 1 for line in lines)
         prose = self._background.sentences(rng, max(tokens - fact_tokens, 0))
         if position is not None:
-            placed = sorted(asked.support) if self._kind == "events" else range(len(lines))
+            placed = sorted(self._support(asked, facts)) if self._kind == "events" else range(len(lines))
             context = _placed(lines, placed, prose, position)
         else:
             if self._kind == "events":
@@ -134,9 +134,13 @@ class BabiLong:
         count = rng.randint(fewest, max(min(most, room), fewest))
         return tell_story(rng, facts=count, supporting=self._facts, in_order=self._kind == "raw")
 
-    def _question(self, asked: Asked, lines: Sequence[str]) -> Question:
-        support = tuple(lines[index] for index in asked.support)
+    def _question(self, asked: Asked, facts: Sequence[str], lines: Sequence[str]) -> Question:
+        support = tuple(lines[index] for index in self._support(asked, facts))
         return Question(question=asked.question, answer=asked.answer, support=support, task=self.name)
+
+    def _support(self, asked: Asked, facts: Sequence[str]) -> Sequence[int]:
+        # Event numbers make each step back a look-up of the number below; a raw story has none.
+        return walk_back(facts, asked.support) if self._kind == "events" and self._facts > 1 else asked.support
 
 
 def _numbered(facts: tuple[str, ...]) -> list[str]:
