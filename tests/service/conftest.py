@@ -12,11 +12,14 @@ from typing import Any
 import httpx
 import pytest
 import structlog
+import torch
 import uvicorn
+from torch import Tensor
 
 from service.app import create_app
 from service.engine.engine import Engine
 from service.settings import Settings
+from tests.service.records import ADAPTER_SIZE
 
 _PATIENCE_SECONDS = 60.0
 
@@ -146,3 +149,9 @@ def service(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def story() -> str:
     """A short document."""
     return STORY
+
+
+@pytest.fixture
+def adapter() -> Tensor:
+    """What the tests of the stores keep, ``[P]``."""
+    return torch.randn(ADAPTER_SIZE, generator=torch.Generator().manual_seed(0))

@@ -8,9 +8,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,25 +19,7 @@ from service.errors import DamagedText, StorageFull, StoreError
 from service.metrics import Metrics
 from service.store.disk import DataDirectory, DiskStore
 from service.store.protocol import Place, Readiness
-from service.store.record import DocumentRecord, EncodeSummary
-
-_SIZE = 1000
-_FINGERPRINT = "f" * 64
-_SUMMARY = EncodeSummary(seconds=1.5, steps=4, loss_before=3.0, loss_after=2.0)
-
-
-def _record(number: int = 0, **changes: Any) -> DocumentRecord:
-    record = DocumentRecord(
-        id=f"doc_{number:032x}",
-        fingerprint=_FINGERPRINT,
-        status="queued",
-        title="a title",
-        metadata={"shelf": [1, None, "α"]},
-        bytes=4,
-        tokens=2,
-        created_at=100.0 + number,
-    )
-    return replace(record, **changes)
+from tests.service.records import ADAPTER_SIZE, FINGERPRINT, SUMMARY, make_record
 
 
 def _is_same(found: Tensor | None, expected: Tensor) -> bool:
@@ -52,9 +32,9 @@ class Opened:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = Metrics()
-        self.store = self._open(_FINGERPRINT)
+        self.store = self._open(FINGERPRINT)
 
-    def _open(self, fingerprint: str, size: int = _SIZE) -> DiskStore:
+    def _open(self, fingerprint: str, size: int = ADAPTER_SIZE) -> DiskStore:
         self.directory = DataDirectory(self.path)
         return DiskStore(self.directory, fingerprint=fingerprint, adapter_size=size, metrics=self.metrics)
 
@@ -62,7 +42,7 @@ class Opened:
         self.store.close()
         self.directory.close()
 
-    def reopen(self, fingerprint: str = _FINGERPRINT, size: int = _SIZE) -> DiskStore:
+    def reopen(self, fingerprint: str = FINGERPRINT, size: int = ADAPTER_SIZE) -> DiskStore:
         self.close()
         self.store = self._open(fingerprint, size)
         return self.store
@@ -81,30 +61,25 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
     opened.close()
 
 
-@pytest.fixture
-def adapter() -> Tensor:
-    return torch.randn(_SIZE, generator=torch.Generator().manual_seed(0))
-
-
 def test_records_and_texts_survive_a_restart(opened: Opened) -> None:
     async def write(store: DiskStore) -> None:
-        assert await store.add(_record(1), "text one α") == (_record(1), True)
-        await store.add(_record(2), "text two")
-        await store.add(_record(3), "text three")
-        await store.mark_ready(_record(2).id, Readiness(3, 1, 200.0, 300.0, _SUMMARY))
-        await store.mark_failed(_record(3).id, "for a reason")
+        assert await store.add(make_record(1), "text one α") == (make_record(1), True)
+        await store.add(make_record(2), "text two")
+        await store.add(make_record(3), "text three")
+        await store.mark_ready(make_record(2).id, Readiness(3, 1, 200.0, 300.0, SUMMARY))
+        await store.mark_failed(make_record(3).id, "for a reason")
 
     async def read(store: DiskStore) -> None:
-        assert await store.find(_record(1).id) == _record(1)
-        assert await store.text(_record(1).id) == "text one α"
-        ready = _record(2, status="ready", tokens=3, segments=1, ready_at=200.0, expires_at=300.0, encode=_SUMMARY)
-        failed = _record(3, status="failed", error="for a reason")
-        assert await store.page(10, None) == [failed, ready, _record(1)]
-        assert await store.page(10, Place(failed.created_at, failed.id)) == [ready, _record(1)]
-        assert await store.queued() == [_record(1).id]
+        assert await store.find(make_record(1).id) == make_record(1)
+        assert await store.text(make_record(1).id) == "text one α"
+        ready = make_record(2, status="ready", tokens=3, segments=1, ready_at=200.0, expires_at=300.0, encode=SUMMARY)
+        failed = make_record(3, status="failed", error="for a reason")
+        assert await store.page(10, None) == [failed, ready, make_record(1)]
+        assert await store.page(10, Place(failed.created_at, failed.id)) == [ready, make_record(1)]
+        assert await store.queued() == [make_record(1).id]
         assert await store.counts() == {"queued": 1, "ready": 1, "failed": 1}
         await store.mark_queued(ready.id)
-        assert await store.find(ready.id) == _record(2, tokens=3)
+        assert await store.find(ready.id) == make_record(2, tokens=3)
 
     asyncio.run(write(opened.store))
     asyncio.run(read(opened.reopen()))
@@ -112,26 +87,26 @@ def test_records_and_texts_survive_a_restart(opened: Opened) -> None:
 
 def test_a_document_is_kept_once(opened: Opened) -> None:
     async def scenario(store: DiskStore) -> None:
-        await store.add(_record(), "text")
-        again = _record(title="another", created_at=999.0)
-        assert await store.add(again, "text") == (_record(), False)
+        await store.add(make_record(), "text")
+        again = make_record(title="another", created_at=999.0)
+        assert await store.add(again, "text") == (make_record(), False)
 
     asyncio.run(scenario(opened.store))
 
 
 def test_a_failed_document_is_queued_again_with_the_text_just_sent(opened: Opened) -> None:
     async def scenario(store: DiskStore) -> None:
-        await store.add(_record(), "text")
+        await store.add(make_record(), "text")
         with sqlite3.connect(opened.path / "documents.sqlite") as index:
             index.execute("UPDATE texts SET compressed = x'00'")
         with pytest.raises(DamagedText):
-            await store.text(_record().id)
-        await store.mark_failed(_record().id, "damaged")
+            await store.text(make_record().id)
+        await store.mark_failed(make_record().id, "damaged")
 
-        kept, is_new = await store.add(_record(), "text")
+        kept, is_new = await store.add(make_record(), "text")
 
         assert (kept.status, kept.error, is_new) == ("queued", None, False)
-        assert await store.text(_record().id) == "text"
+        assert await store.text(make_record().id) == "text"
 
     asyncio.run(scenario(opened.store))
 
@@ -142,16 +117,16 @@ def test_what_is_deleted_leaves_no_trace_in_any_file(opened: Opened) -> None:
     needle = zlib.compress(text.encode())[20:60]
 
     async def scenario(store: DiskStore) -> None:
-        await store.add(_record(), text)
-        await store.put(_record().id, torch.zeros(_SIZE))
+        await store.add(make_record(), text)
+        await store.put(make_record().id, torch.zeros(ADAPTER_SIZE))
         assert any(needle in path.read_bytes() for path in opened.path.iterdir() if path.is_file())
 
-        assert await store.delete(_record().id)
+        assert await store.delete(make_record().id)
 
-        assert not await store.delete(_record().id)
-        assert await store.find(_record().id) is None
-        assert await store.text(_record().id) is None
-        assert await store.get(_record().id) is None
+        assert not await store.delete(make_record().id)
+        assert await store.find(make_record().id) is None
+        assert await store.text(make_record().id) is None
+        assert await store.get(make_record().id) is None
 
     asyncio.run(scenario(opened.store))
     assert not any(needle in path.read_bytes() for path in opened.path.iterdir() if path.is_file())
@@ -160,11 +135,11 @@ def test_what_is_deleted_leaves_no_trace_in_any_file(opened: Opened) -> None:
 
 def test_an_adapter_comes_back_bit_for_bit(opened: Opened, adapter: Tensor) -> None:
     async def write(store: DiskStore) -> None:
-        await store.add(_record(), "text")
-        await store.put(_record().id, adapter)
+        await store.add(make_record(), "text")
+        await store.put(make_record().id, adapter)
 
     async def read(store: DiskStore) -> Tensor | None:
-        return await store.get(_record().id)
+        return await store.get(make_record().id)
 
     asyncio.run(write(opened.store))
     assert _is_same(asyncio.run(read(opened.reopen())), adapter)
@@ -183,7 +158,7 @@ def _flip(path: Path) -> None:
         (_flip, "checksum"),
         (lambda path: path.write_bytes(path.read_bytes()[:-4]), "checksum"),
         (lambda path: path.write_bytes(b""), "checksum"),
-        (lambda path: save_file({"adapter": torch.zeros(_SIZE)}, path), "checksum"),
+        (lambda path: save_file({"adapter": torch.zeros(ADAPTER_SIZE)}, path), "checksum"),
         (Path.unlink, "missing"),
     ],
     ids=["flipped bit", "cut short", "empty", "another", "missing"],
@@ -192,58 +167,58 @@ def test_a_damaged_adapter_is_dropped_and_counted(
     opened: Opened, adapter: Tensor, damage: Callable[[Path], None], reason: str
 ) -> None:
     async def scenario(store: DiskStore) -> None:
-        await store.add(_record(), "text")
-        await store.put(_record().id, adapter)
+        await store.add(make_record(), "text")
+        await store.put(make_record().id, adapter)
         damage(opened.file())
 
-        assert await store.get(_record().id) is None
+        assert await store.get(make_record().id) is None
         assert opened.dropped(reason) == 1
         assert not opened.file().exists()
-        assert await store.get(_record().id) is None, "once dropped, it is simply not there"
+        assert await store.get(make_record().id) is None, "once dropped, it is simply not there"
         assert opened.dropped(reason) == 1
-        assert await store.text(_record().id) == "text"
+        assert await store.text(make_record().id) == "text"
 
-        await store.put(_record().id, adapter)
-        assert _is_same(await store.get(_record().id), adapter)
+        await store.put(make_record().id, adapter)
+        assert _is_same(await store.get(make_record().id), adapter)
 
     asyncio.run(scenario(opened.store))
 
 
 def test_an_adapter_of_another_size_is_not_used(opened: Opened, adapter: Tensor) -> None:
     async def write(store: DiskStore) -> None:
-        await store.add(_record(), "text")
-        await store.put(_record().id, adapter)
+        await store.add(make_record(), "text")
+        await store.put(make_record().id, adapter)
 
     asyncio.run(write(opened.store))
-    assert asyncio.run(opened.reopen(size=_SIZE + 1).get(_record().id)) is None
+    assert asyncio.run(opened.reopen(size=ADAPTER_SIZE + 1).get(make_record().id)) is None
     assert opened.dropped("shape") == 1
 
 
 def test_documents_of_another_configuration_lie_unseen_until_it_comes_back(opened: Opened) -> None:
     async def scenario(store: DiskStore) -> None:
-        assert await store.find(_record().id) is None
+        assert await store.find(make_record().id) is None
         assert await store.page(10, None) == []
         assert await store.queued() == []
         assert await store.counts() == {}
 
-    asyncio.run(opened.store.add(_record(), "text"))
+    asyncio.run(opened.store.add(make_record(), "text"))
     asyncio.run(scenario(opened.reopen("e" * 64)))
-    assert asyncio.run(opened.reopen().queued()) == [_record().id]
+    assert asyncio.run(opened.reopen().queued()) == [make_record().id]
 
 
 def test_an_adapter_that_arrives_after_its_document_was_deleted_is_not_kept(opened: Opened, adapter: Tensor) -> None:
-    asyncio.run(opened.store.put(_record().id, adapter))
+    asyncio.run(opened.store.put(make_record().id, adapter))
 
     assert list((opened.path / "adapters").iterdir()) == []
 
 
 def test_what_a_killed_process_left_half_written_is_removed_at_the_next_start(opened: Opened, adapter: Tensor) -> None:
     async def write(store: DiskStore) -> None:
-        await store.add(_record(), "text")
-        await store.put(_record().id, adapter)
+        await store.add(make_record(), "text")
+        await store.put(make_record().id, adapter)
 
     asyncio.run(write(opened.store))
-    half = opened.path / "adapters" / f"{_record(1).id}.abc.partial"
+    half = opened.path / "adapters" / f"{make_record(1).id}.abc.partial"
     half.write_bytes(b"half")
     opened.file(2).write_bytes(b"of a document that is in no index")
 
@@ -255,12 +230,12 @@ def test_what_a_killed_process_left_half_written_is_removed_at_the_next_start(op
 def test_expired_adapters_are_found(opened: Opened, adapter: Tensor) -> None:
     async def scenario(store: DiskStore) -> None:
         for number, expires_at in enumerate([150.0, 250.0, None]):
-            await store.add(_record(number), "text")
-            await store.put(_record(number).id, adapter)
-            await store.mark_ready(_record(number).id, Readiness(2, 1, 100.0, expires_at, _SUMMARY))
+            await store.add(make_record(number), "text")
+            await store.put(make_record(number).id, adapter)
+            await store.mark_ready(make_record(number).id, Readiness(2, 1, 100.0, expires_at, SUMMARY))
 
-        assert await store.expired(now=200.0) == [_record(0).id]
-        await store.drop(_record(0).id, "expired")
+        assert await store.expired(now=200.0) == [make_record(0).id]
+        await store.drop(make_record(0).id, "expired")
         assert await store.expired(now=200.0) == []
         assert opened.dropped("expired") == 1
 
@@ -271,17 +246,17 @@ def test_on_a_full_disk_an_adapter_is_refused_and_the_old_one_stays(
     opened: Opened, adapter: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(store: DiskStore) -> None:
-        await store.add(_record(), "text")
-        await store.put(_record().id, adapter)
+        await store.add(make_record(), "text")
+        await store.put(make_record().id, adapter)
 
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(StorageFull):
-            await store.put(_record().id, torch.zeros(_SIZE))
+            await store.put(make_record().id, torch.zeros(ADAPTER_SIZE))
 
-        assert _is_same(await store.get(_record().id), adapter)
+        assert _is_same(await store.get(make_record().id), adapter)
 
     asyncio.run(scenario(opened.store))
     assert [path.suffix for path in (opened.path / "adapters").iterdir()] == [".safetensors"]
@@ -295,29 +270,29 @@ def test_on_a_full_disk_a_document_is_refused_and_nothing_of_it_stays(opened: Op
         text = "".join(chr(33 + int(value)) for value in torch.randint(90, (30_000,)))
 
         with pytest.raises(StorageFull):
-            await store.add(_record(), text)
-        assert await store.find(_record().id) is None
+            await store.add(make_record(), text)
+        assert await store.find(make_record().id) is None
 
         connection.execute("PRAGMA max_page_count = 1000000")
-        _, is_new = await store.add(_record(), text)
+        _, is_new = await store.add(make_record(), text)
         assert is_new
-        assert await store.text(_record().id) == text
+        assert await store.text(make_record().id) == text
 
     asyncio.run(scenario(opened.store))
 
 
 def test_a_damaged_index_stops_the_start(opened: Opened) -> None:
-    asyncio.run(opened.store.add(_record(), "text" * 1000))
+    asyncio.run(opened.store.add(make_record(), "text" * 1000))
     opened.close()
     path = opened.path / "documents.sqlite"
     path.write_bytes(b"no database" * 1000)
     try:
         with pytest.raises(StoreError, match=r"documents\.sqlite"):
-            opened._open(_FINGERPRINT)
+            opened._open(FINGERPRINT)
     finally:
         path.unlink()
         opened.directory.close()
-        opened.store = opened._open(_FINGERPRINT)
+        opened.store = opened._open(FINGERPRINT)
 
 
 def test_an_index_of_a_later_release_stops_the_start(opened: Opened) -> None:
@@ -326,15 +301,15 @@ def test_an_index_of_a_later_release_stops_the_start(opened: Opened) -> None:
 
     opened.close()
     with pytest.raises(StoreError, match="format 99"):
-        opened._open(_FINGERPRINT)
+        opened._open(FINGERPRINT)
     opened.directory.close()
     with sqlite3.connect(opened.path / "documents.sqlite") as index:
         index.execute("PRAGMA user_version = 2")
-    opened.store = opened._open(_FINGERPRINT)
+    opened.store = opened._open(FINGERPRINT)
 
 
 def test_an_index_of_the_first_format_is_read_on_and_its_documents_have_no_owner(opened: Opened) -> None:
-    asyncio.run(opened.store.add(_record(), "text"))
+    asyncio.run(opened.store.add(make_record(), "text"))
     with sqlite3.connect(opened.path / "documents.sqlite") as index:
         index.executescript(
             "DROP INDEX documents_by_owner; ALTER TABLE documents DROP COLUMN owner;"
@@ -343,25 +318,25 @@ def test_an_index_of_the_first_format_is_read_on_and_its_documents_have_no_owner
 
     store = opened.reopen()
 
-    assert asyncio.run(store.page(10, None)) == [_record()]
-    assert asyncio.run(store.text(_record().id)) == "text"
+    assert asyncio.run(store.page(10, None)) == [make_record()]
+    assert asyncio.run(store.text(make_record().id)) == "text"
 
 
 def test_each_owner_has_pages_and_counts_of_its_own(opened: Opened) -> None:
     async def scenario(store: DiskStore) -> None:
         for number, owner in enumerate(["", "a", "b", "a"]):
-            await store.add(_record(number, owner=owner), "text")
+            await store.add(make_record(number, owner=owner), "text")
 
-        assert await store.page(10, None) == [_record(0)]
-        assert await store.page(10, None, owner="a") == [_record(3, owner="a"), _record(1, owner="a")]
-        assert await store.page(10, Place(103.0, _record(3).id), owner="a") == [_record(1, owner="a")]
+        assert await store.page(10, None) == [make_record(0)]
+        assert await store.page(10, None, owner="a") == [make_record(3, owner="a"), make_record(1, owner="a")]
+        assert await store.page(10, Place(103.0, make_record(3).id), owner="a") == [make_record(1, owner="a")]
         assert await store.page(10, None, owner="c") == []
         assert await store.counts() == {"queued": 4}
         assert await store.counts(owner="a") == {"queued": 2}
-        assert await store.queued() == [_record(number).id for number in range(4)]
-        assert not await store.delete(_record(2).id, owner="a")
-        assert await store.find(_record(2).id) == _record(2, owner="b")
-        assert await store.delete(_record(2).id, owner="b")
+        assert await store.queued() == [make_record(number).id for number in range(4)]
+        assert not await store.delete(make_record(2).id, owner="a")
+        assert await store.find(make_record(2).id) == make_record(2, owner="b")
+        assert await store.delete(make_record(2).id, owner="b")
 
     asyncio.run(scenario(opened.store))
 
