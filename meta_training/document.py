@@ -15,8 +15,9 @@ class Question:
         question: its text.
         answer: the expected answer.
         answers: other accepted answers.
-        support: sentences of the document that hold the answer, where known, and perhaps a step from there to it.
+        support: sentences of the document that hold the answer, where known.
         task: name of the task it belongs to.
+        derivation: the step from the support to the answer, where there is one: it is told between them.
     """
 
     question: str
@@ -24,6 +25,12 @@ class Question:
     answers: tuple[str, ...] = ()
     support: tuple[str, ...] = ()
     task: str = ""
+    derivation: str = ""
+
+    @property
+    def grounds(self) -> tuple[str, ...]:
+        """What is told before the answer: the support, then the derivation."""
+        return (*self.support, self.derivation) if self.derivation else self.support
 
 
 @dataclass(frozen=True)

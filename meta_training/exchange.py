@@ -49,7 +49,7 @@ def read_documents(path: Path, *, limit: int | None = None) -> list[Document]:
                 context = row.context if isinstance(row.context, str) else tuple(row.context)
                 if limit is not None and context not in documents and len(documents) == limit:
                     continue
-                question = Question(row.question, row.answer, tuple(row.answers), tuple(row.support), row.task)
+                question = Question(row.question, row.answer, tuple(row.answers), tuple(row.support), task=row.task)
                 documents.setdefault(context, []).append(question)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("data", path.name, f"a readable file in UTF-8 ({error})") from error
@@ -99,5 +99,5 @@ def _parse(line: str, number: int) -> _Row:
 def _row(document: Document, question: Question) -> dict[str, Any]:
     context = document.context if isinstance(document.context, str) else list(document.context)
     row: dict[str, Any] = {"context": context, "question": question.question, "answer": question.answer}
-    optional = {"answers": list(question.answers), "support": list(question.support), "task": question.task}
+    optional = {"answers": list(question.answers), "support": list(question.grounds), "task": question.task}
     return row | {name: value for name, value in optional.items() if value}

@@ -15,11 +15,16 @@ def question_segment(
 ) -> Segment:
     """The prompt without loss, then the support, the answer and the end token.
 
-    Tokens of the answer, the end token among them, weigh `answer_weight` times as much as those of the support.
+    Tokens of the derivation and of the answer, the end token among them, weigh `answer_weight` times as much as those
+    of the support.
     """
     prompt = base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False)
-    target = base.tokenizer.encode(templates.target(question.answer, question.support), add_special_tokens=False)
-    answer = base.tokenizer.encode(templates.answer.format(answer=question.answer), add_special_tokens=False)
+    text = templates.target(question.answer, question.grounds)
+    target = base.tokenizer.encode(text, add_special_tokens=False)
+    stressed = templates.answer.format(answer=question.answer)
+    if question.derivation and templates.support is not None:
+        stressed = text[text.rindex(question.derivation) :]
+    answer = base.tokenizer.encode(stressed, add_special_tokens=False)
     return Segment(
         ids=(*prompt, *target, base.eos_id),
         prefix_tokens=len(prompt),

@@ -51,8 +51,8 @@ class OuterSettings(_Settings):
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the meta-gradient."""
     answer_weight: float = Field(default=1.0, gt=0)
-    """How much a token of an answer weighs in the loss against one of the support that is recalled before it: a `Yes`
-    after two whole records is a sixtieth of the tokens and all of the question."""
+    """How much a token of an answer, and of its derivation, weighs in the loss against one of the support before it: a
+    `Yes` after two whole records is a sixtieth of the tokens and all of the question."""
     token_limit: int = Field(default=1024, ge=64)
     """Most tokens of a micro-batch."""
     graph_tokens: int = Field(default=4096, ge=0)

@@ -22,7 +22,6 @@ __all__ = ["TASK_NAMES", "CountTokens", "Document", "Question", "Split", "Task",
 _PRESETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "student-recall": (StudentRecords, {"kinds": ("recall",)}),
     "student-relation": (StudentRecords, {"kinds": ("relation",)}),
-    "student-comparison": (StudentRecords, {"kinds": ("comparison",)}),
     "student-aggregate": (StudentRecords, {"kinds": ("aggregate",)}),
     "babilong-qa1": (BabiLong, {"facts": 1}),
     "babilong-qa2": (BabiLong, {"facts": 2}),

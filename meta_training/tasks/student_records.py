@@ -1,4 +1,4 @@
-"""Student Records (PERK section 4.1): one line a student; questions recall, relate, compare or aggregate them."""
+"""Student Records (PERK section 4.1): one line a student; questions recall, relate or aggregate them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from meta_training.document import Document, Question
-from meta_training.tasks.comparison import Comparison, RelatedField, draw_comparison_question
+from meta_training.tasks.comparison import Comparison, RelatedField
 from meta_training.tasks.students import FIELDS, Student, draw_student
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
 
 __all__ = ["QuestionKind", "StudentRecords"]
 
-QuestionKind = Literal["recall", "relation", "comparison", "aggregate"]
+QuestionKind = Literal["recall", "relation", "aggregate"]
 
 _RELATIONS: dict[RelatedField, str] = {
     "major": "have the same major",
@@ -123,8 +123,6 @@ class StudentRecords:
                 question = _recall(*recalls.pop())
             elif kind == "relation":
                 question = _relation(rng, students)
-            elif kind == "comparison":
-                question = draw_comparison_question(rng)
             elif kind == "aggregate":
                 question = _aggregate(rng, students)
             else:
@@ -161,8 +159,8 @@ def _relation(rng: random.Random, students: list[Student]) -> Question:
     return Question(
         question=text,
         answer=comparison.answer,
-        # From records of 35 tokens each a small model does not compare: the two values side by side, and the verdict.
-        support=(first.line(), second.line(), comparison.line()),
+        support=(first.line(), second.line()),
+        derivation=comparison.line(),
         task="student-relation",
     )
 

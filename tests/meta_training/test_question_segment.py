@@ -44,3 +44,21 @@ def test_answers_weigh_what_they_are_said_to_and_supports_one(tiny_llama: Path) 
     assert torch.equal(answer, answer[:1].expand_as(answer))
     assert torch.equal(support, support[:1].expand_as(support))
     assert float(answer[0] / support[0]) == pytest.approx(4)
+
+
+def test_a_derivation_follows_the_support_and_weighs_as_much_as_the_answer(tiny_llama: Path) -> None:
+    base = load_base_model(str(tiny_llama), device="cpu")
+    question = Question("Who?", "Yes", support=("Mary has 7.", "John has 9."), derivation="Grade: 7 and 9: lower")
+    templates = TemplateSettings(support=" {support}\nAnswer:")
+    segment = question_segment(question, base, templates, answer_weight=4)
+    target = base.tokenizer.decode(segment.ids[segment.prefix_tokens : -1])
+    assert target == " Mary has 7.\nJohn has 9.\nGrade: 7 and 9: lower\nAnswer: Yes"
+    stressed = base.tokenizer.decode(segment.ids[-segment.stressed_tokens : -1])
+    assert stressed == "Grade: 7 and 9: lower\nAnswer: Yes"
+
+
+def test_without_a_place_for_the_support_there_is_none_for_the_derivation(tiny_llama: Path) -> None:
+    base = load_base_model(str(tiny_llama), device="cpu")
+    question = Question("Who?", "Yes", support=("Mary has 7.",), derivation="Grade: 7 and 9: lower")
+    segment = question_segment(question, base, TemplateSettings(), answer_weight=4)
+    assert base.tokenizer.decode(segment.ids[segment.prefix_tokens : -1]) == " Yes"

@@ -86,19 +86,11 @@ def test_relation_questions_are_answered_by_comparing_two_records(count_words: C
                 holds = records[match[1]][field] == records[match[2]][field]
             assert question.answer == ("Yes" if holds else "No")
             first, second = (records[match[place]] for place in (1, 2))
-            *lines, last = question.support
-            assert [_LINE.fullmatch(line)["id"] for line in lines] == [match[1], match[2]]  # type: ignore[index]
+            assert [_LINE.fullmatch(line)["id"] for line in question.support] == [match[1], match[2]]  # type: ignore[index]
             values = f"{field.capitalize()}: {first[field]} and {second[field]}: "
-            assert last.removeprefix(values) in {"higher", "lower", "same", "different"}
+            assert question.derivation.removeprefix(values) in {"higher", "lower", "same", "different"}
             answers.add(question.answer)
     assert answers == {"Yes", "No"}
-
-
-def test_comparison_questions_need_no_record(count_words: CountTokens) -> None:
-    task = StudentRecords(split="train", count_tokens=count_words, kinds=("comparison",), questions=30)
-    for document in _documents(task):
-        _register(document)
-        assert [q.task for q in document.questions] == ["student-comparison"] * 30
 
 
 def test_aggregate_questions_are_answered_by_all_grades(count_words: CountTokens) -> None:
@@ -188,7 +180,7 @@ def test_a_share_of_near_numbers_out_of_range_is_refused(count_words: CountToken
 @pytest.mark.parametrize(
     ("kinds", "questions", "records", "message"),
     [
-        (("memory",), 8, None, "kinds: got 'memory', expected one of recall, relation, comparison, aggregate"),
+        (("memory",), 8, None, "kinds: got 'memory', expected one of recall, relation, aggregate"),
         ((), 8, None, "kinds: got none"),
         (("recall",), 0, None, "questions: got 0, expected at least 1"),
         (("recall",), 8, 0, "records: got 0, expected 1 to 128571"),
