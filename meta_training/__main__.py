@@ -1,4 +1,4 @@
-"""Commands: ``python -m meta_training train | evaluate | make-data | experiment | report``."""
+"""Commands: ``python -m meta_training train | practise-comparisons | evaluate | make-data | experiment | report``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
+from meta_training.comparison_practice import practise_comparisons
 from meta_training.evaluate import evaluate
 from meta_training.experiment import read_experiment, run_experiment
 from meta_training.make_data import MAKEABLE_TASKS, make_data
@@ -21,6 +23,7 @@ from meta_training.trainer import run_training
 from perk.base_model import DEFAULT_BASE
 from perk.checkpoint import load_checkpoint
 from perk.errors import InvalidInput, PerkError
+from perk.perk_model import PerkModel
 
 application = typer.Typer(add_completion=False, no_args_is_help=True, help="Meta-training of PERK checkpoints.")
 
@@ -48,6 +51,27 @@ def train_command(
     """Learn initialisation, step sizes and token weighting."""
     loaded = load_checkpoint(start) if start is not None else None
     run_training(config, overrides or (), resume=resume, start=loaded)
+
+
+@application.command("practise-comparisons")
+def practise_comparisons_command(
+    checkpoint: Annotated[str, typer.Option(help="Folder, or the name of a shipped checkpoint, to begin with.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    steps: Annotated[int, typer.Option(min=1, help="Of the initialisation.")] = 70,
+    comparisons: Annotated[int, typer.Option(min=1, help="Of each step.")] = 128,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate at its highest.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same comparisons.")] = 0,
+) -> None:
+    """Learn how two values compare, without documents; meta-training goes on from there (train --start)."""
+    with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[score]}")) as progress:
+        bar = progress.add_task("comparisons", total=steps, score="")
+
+        def report(loss: float, exact: float) -> None:
+            progress.update(bar, advance=1, score=f"loss {loss:.3f}, exact {exact:.0%}")
+
+        model = PerkModel.load(checkpoint)
+        learned = practise_comparisons(model, steps=steps, comparisons=comparisons, rate=rate, seed=seed, report=report)
+    learned.save(out)
 
 
 @application.command("evaluate")

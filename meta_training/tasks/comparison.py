@@ -1,17 +1,27 @@
 """What relation questions rest on: two values, how they compare, and whether a relation holds.
 
 A small model asked for Yes or No alone did not learn to compare in 2,000 examples (docs/results.md). A word that says
-how the values compare, told before the answer, it learns in about as many.
+how the values compare, told before the answer, it learns in a few thousand.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Comparison", "RelatedField"]
+from meta_training.tasks.students import draw_student
+
+__all__ = ["Comparison", "RelatedField", "draw_comparison", "draw_relation_field"]
 
 RelatedField = Literal["grade", "major", "school", "year"]
+
+_SAME: dict[RelatedField, str] = {
+    "major": "have the same major",
+    "school": "study at the same school",
+    "year": "study in the same year",
+}
+_NEAR_GRADES = 9
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,33 @@ class Comparison:
         """Yes or No."""
         return "Yes" if self.holds else "No"
 
+    @property
+    def values(self) -> str:
+        """Both values, up to the verdict."""
+        return f"{self.field.capitalize()}: {self.first} and {self.second}:"
+
     def line(self) -> str:
         """Both values and the verdict: the last step before the answer."""
-        return f"{self.field.capitalize()}: {self.first} and {self.second}: {self.verdict}"
+        return f"{self.values} {self.verdict}"
+
+    def question(self, first: int, second: int) -> str:
+        """The question about two students, by their numbers, in the paper's wording."""
+        if self.field == "grade":
+            return f"Does student {first} has a higher grade than student {second}?"
+        return f"Do student {first} and student {second} {_SAME[self.field]}?"
+
+
+def draw_relation_field(rng: random.Random) -> RelatedField:
+    """Grade in half of the cases: which of two numbers is higher is harder than whether two words are the same."""
+    return "grade" if rng.random() < 0.5 else rng.choice(("major", "school", "year"))
+
+
+def draw_comparison(rng: random.Random) -> Comparison:
+    """Two values of random students: as often Yes as No, and a third of the grades within 9 of one another."""
+    field = draw_relation_field(rng)
+    wanted, near = rng.random() < 0.5, rng.random() < 1 / 3
+    while True:
+        first, second = (getattr(draw_student(rng, number=0), field) for _ in range(2))
+        comparison = Comparison(field, first, first if field != "grade" and wanted else second)
+        if comparison.holds == wanted and not (field == "grade" and near and abs(first - second) > _NEAR_GRADES):
+            return comparison

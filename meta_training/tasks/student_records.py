@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from meta_training.document import Document, Question
-from meta_training.tasks.comparison import Comparison, RelatedField
+from meta_training.tasks.comparison import Comparison, draw_relation_field
 from meta_training.tasks.students import FIELDS, Student, draw_student
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
@@ -16,11 +16,6 @@ __all__ = ["QuestionKind", "StudentRecords"]
 
 QuestionKind = Literal["recall", "relation", "aggregate"]
 
-_RELATIONS: dict[RelatedField, str] = {
-    "major": "have the same major",
-    "school": "study at the same school",
-    "year": "study in the same year",
-}
 # All seven-digit identity numbers. Divisibility tells the splits apart and shows in no single digit.
 _NUMBERS = range(1_000_000, 10_000_000)
 _DEV_DIVISOR = 7
@@ -144,24 +139,18 @@ def _recall(student: Student, field: str) -> Question:
 
 def _relation(rng: random.Random, students: list[Student]) -> Question:
     first, second = rng.sample(students, 2)
-    # Which of two numbers is higher is harder to learn than whether two words are the same: half of the questions.
-    field: RelatedField = "grade" if rng.random() < 0.5 else rng.choice(list(_RELATIONS))
+    field = draw_relation_field(rng)
     # Two students seldom share a field: look for a pair that does in half of the questions.
     if field != "grade" and rng.random() < 0.5:
         twins = [s for s in students if s is not first and getattr(s, field) == getattr(first, field)]
         second = rng.choice(twins) if twins else second
-    if field == "grade":
-        # The paper's own wording.
-        text = f"Does student {first.number} has a higher grade than student {second.number}?"
-    else:
-        text = f"Do student {first.number} and student {second.number} {_RELATIONS[field]}?"
     comparison = Comparison(field, getattr(first, field), getattr(second, field))
     return Question(
-        question=text,
+        question=comparison.question(first.number, second.number),
         answer=comparison.answer,
         support=(first.line(), second.line()),
-        derivation=comparison.line(),
         task="student-relation",
+        derivation=comparison.line(),
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from meta_training.tasks.comparison import Comparison, RelatedField
+from meta_training.tasks.comparison import Comparison, RelatedField, draw_comparison
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,27 @@ def test_a_comparison_says_how_the_values_stand_and_what_follows(
 ) -> None:
     comparison = Comparison(field, first, second)
     assert (comparison.line(), comparison.answer) == (line, answer)
+
+
+def test_drawn_comparisons_are_balanced_and_a_third_of_the_grades_are_near() -> None:
+    rng = random.Random(0)
+    drawn = [draw_comparison(rng) for _ in range(600)]
+    for field in ("grade", "major", "school", "year"):
+        held = [comparison.holds for comparison in drawn if comparison.field == field]
+        assert 0.35 < sum(held) / len(held) < 0.65
+    grades = [c for c in drawn if isinstance(c.first, int) and isinstance(c.second, int)]
+    assert 240 < len(grades) < 360
+    assert 0.3 < sum(abs(int(c.first) - int(c.second)) <= 9 for c in grades) / len(grades) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("field", "question"),
+    [
+        ("grade", "Does student 1 has a higher grade than student 2?"),
+        ("major", "Do student 1 and student 2 have the same major?"),
+        ("school", "Do student 1 and student 2 study at the same school?"),
+        ("year", "Do student 1 and student 2 study in the same year?"),
+    ],
+)
+def test_a_relation_is_asked_in_the_papers_words(field: RelatedField, question: str) -> None:
+    assert Comparison(field, "", "").question(1, 2) == question
