@@ -139,6 +139,10 @@ class TrainSettings(_Settings):
                 return index, stage
         return len(self.stages) - 1, self.stages[-1]
 
+    def stage_start(self, index: int) -> int:
+        """The first outer step of a stage."""
+        return sum(stage.steps for stage in self.stages[:index])
+
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
     """Read a YAML file and apply ``key.sub=value`` overrides, whose values are YAML too.

@@ -25,6 +25,7 @@ from meta_training.processes import Processes, join_processes
 from meta_training.question_segment import question_segment
 from meta_training.settings import OuterSettings, TaskMix, TrainSettings, read_settings
 from meta_training.stop_signals import stop_signals
+from meta_training.task_mixture import pick_task
 from meta_training.tasks import Document, Question, Split, Task, build_task
 from meta_training.training_log import TrainingLog
 from perk import PerkModel
@@ -179,7 +180,10 @@ class Trainer:
         stage_index, stage = self.settings.stage_at(step)
         outer = self.settings.outer
         count = outer.documents * outer.accumulation * self._processes.count
-        chosen = rng.choices(range(len(stage.tasks)), [mix.weight for mix in stage.tasks], k=count)
+        first = (step - self.settings.stage_start(stage_index)) * count
+        offset = random.Random(f"{self.settings.seed}-stage-{stage_index}").random()
+        weights = [mix.weight for mix in stage.tasks]
+        chosen = [pick_task(weights, first + number, offset) for number in range(count)]
         documents = [
             self._tasks[stage_index][index].draw(rng, tokens=rng.randint(*stage.tasks[index].tokens))
             for index in chosen
