@@ -1,7 +1,7 @@
 """Which task a document of a stage is of: shares that hold over any few steps, not on average alone.
 
-Independent draws left a task of three parts in nine out for thirteen steps, and what it had taught was gone. Multiples
-of the golden ratio, modulo one, spread evenly over any stretch of them, and each follows from its number: a resumed run
+Independent draws left a task of three parts in nine out for nine steps, and what it had taught was gone. Multiples of
+the golden ratio, modulo one, spread evenly over any stretch of them, and each follows from its number: a resumed run
 goes on as it would have.
 """
 
