@@ -21,13 +21,13 @@ def question_segment(
     prompt = base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False)
     text = templates.target(question.answer, question.grounds)
     target = base.tokenizer.encode(text, add_special_tokens=False)
-    stressed = templates.answer.format(answer=question.answer)
+    end = templates.answer.format(answer=question.answer)
     if question.derivation and templates.support is not None:
-        stressed = text[text.rindex(question.derivation) :]
-    answer = base.tokenizer.encode(stressed, add_special_tokens=False)
+        end = text[text.rindex(question.derivation) :]
+    stressed = base.tokenizer.encode(end, add_special_tokens=False)
     return Segment(
         ids=(*prompt, *target, base.eos_id),
         prefix_tokens=len(prompt),
-        stressed_tokens=min(len(answer), len(target)) + 1,
+        stressed_tokens=min(len(stressed), len(target)) + 1,
         stress=answer_weight,
     )

@@ -128,19 +128,17 @@ class TrainSettings(_Settings):
     @property
     def total_steps(self) -> int:
         """Outer steps of all stages."""
-        return sum(stage.steps for stage in self.stages)
+        return self.stage_start(len(self.stages))
 
     def stage_at(self, step: int) -> tuple[int, Stage]:
         """The stage that an outer step belongs to, and its index; the last one's steps have no end."""
-        end = 0
         for index, stage in enumerate(self.stages):
-            end += stage.steps
-            if step < end:
+            if step < self.stage_start(index + 1):
                 return index, stage
         return len(self.stages) - 1, self.stages[-1]
 
     def stage_start(self, index: int) -> int:
-        """The first outer step of a stage."""
+        """The first outer step of a stage; the end of all of them for the index after the last."""
         return sum(stage.steps for stage in self.stages[:index])
 
 

@@ -1,14 +1,12 @@
-"""Meta-training: draw documents, take outer steps, log, save, resume."""
+"""Meta-training: take outer steps, log, save, resume."""
 
 from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
-from itertools import cycle, islice
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from meta_training.curriculum import Curriculum, Draw
 from meta_training.evaluate import score_documents
 from meta_training.in_context import InContextLoop, in_context_question
 from meta_training.outer_loop import MetaParameters, OuterLoop, OuterResult
 from meta_training.processes import Processes, join_processes
 from meta_training.question_segment import question_segment
-from meta_training.settings import OuterSettings, TaskMix, TrainSettings, read_settings
+from meta_training.settings import OuterSettings, TrainSettings, read_settings
 from meta_training.stop_signals import stop_signals
-from meta_training.task_mixture import pick_task
-from meta_training.tasks import Document, Question, Split, Task, build_task
+from meta_training.tasks import Document, Question
 from meta_training.training_log import TrainingLog
 from perk import PerkModel
 from perk.base_model import BaseModel, load_base_model
@@ -46,15 +44,6 @@ _BEST = "best"
 
 class DivergenceError(PerkError):
     """The loss or its gradient is no longer finite; the step's data is saved beside the log."""
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """What one outer step trains on."""
-
-    stage: int
-    tasks: tuple[str, ...]
-    documents: tuple[Document, ...]
 
 
 class Trainer:
@@ -97,8 +86,13 @@ class Trainer:
         if not self._in_context:
             self._parameters += [self.meta.log_step_sizes, *self.meta.weighting_parameters()]
         self._optimiser = _optimiser(self.meta, settings.outer, in_context=self._in_context)
-        self._tasks = [[self._build(mix, "train") for mix in stage.tasks] for stage in settings.stages]
-        self._dev_documents = self._draw_dev() if settings.evaluate_every else []
+        outer = settings.outer
+        self.curriculum = Curriculum(
+            settings,
+            count_tokens=self._count_tokens,
+            documents=outer.documents * outer.accumulation * self._processes.count,
+        )
+        self._dev_documents = self.curriculum.draw_dev(settings.evaluate_documents) if settings.evaluate_every else []
 
     def run(self) -> None:
         """Train to the last step, or to a SIGTERM or SIGINT, after which the state is saved.
@@ -130,7 +124,7 @@ class Trainer:
     def train_step(self) -> OuterResult:
         """One outer step: draw, differentiate, update, log. All processes take the same."""
         started = time.perf_counter()
-        drawn = self.draw(self.step)
+        drawn = self.curriculum.draw(self.step)
         batches = self._batches(drawn.documents)
         own = batches[self._processes.index :: self._processes.count]
         sums = torch.zeros(6, dtype=torch.float64, device=self.base.device)
@@ -173,26 +167,6 @@ class Trainer:
             }
         )
         return exact
-
-    def draw(self, step: int) -> _Draw:
-        """Documents of a step, of all processes."""
-        rng = random.Random(f"{self.settings.seed}-{step}")
-        stage_index, stage = self.settings.stage_at(step)
-        outer = self.settings.outer
-        count = outer.documents * outer.accumulation * self._processes.count
-        first = (step - self.settings.stage_start(stage_index)) * count
-        offset = random.Random(f"{self.settings.seed}-stage-{stage_index}").random()
-        weights = [mix.weight for mix in stage.tasks]
-        chosen = [pick_task(weights, first + number, offset) for number in range(count)]
-        documents = [
-            self._tasks[stage_index][index].draw(rng, tokens=rng.randint(*stage.tasks[index].tokens))
-            for index in chosen
-        ]
-        if (most := outer.questions) is not None:
-            documents = [
-                replace(d, questions=tuple(rng.sample(d.questions, min(most, len(d.questions))))) for d in documents
-            ]
-        return _Draw(stage_index, tuple(stage.tasks[index].task for index in chosen), tuple(documents))
 
     def checkpoint(self) -> Checkpoint:
         """The present parameters as a checkpoint."""
@@ -277,16 +251,6 @@ class Trainer:
             step_losses=outer.step_losses,
         )
 
-    def _build(self, mix: TaskMix, split: Split) -> Task:
-        return build_task(mix.task, split=split, count_tokens=self._count_tokens, **mix.options)
-
-    def _draw_dev(self) -> list[Document]:
-        """Development documents of the last stage's tasks in turn: the same in every evaluation of the run."""
-        rng = random.Random(f"{self.settings.seed}-dev")
-        tasks = [(self._build(mix, "dev"), mix.tokens) for mix in self.settings.stages[-1].tasks]
-        turns = islice(cycle(tasks), self.settings.evaluate_documents)
-        return [task.draw(rng, tokens=rng.randint(*tokens)) for task, tokens in turns]
-
     def _batches(self, documents: Sequence[Document]) -> list[Sequence[Document]]:
         size = self.settings.outer.documents
         return [documents[start : start + size] for start in range(0, len(documents), size)]
@@ -320,7 +284,7 @@ class Trainer:
             question, self.base, self.settings.templates, answer_weight=self.settings.outer.answer_weight
         )
 
-    def _log_step(self, drawn: _Draw, tokens: int, questions: int, result: OuterResult, norm: float) -> None:
+    def _log_step(self, drawn: Draw, tokens: int, questions: int, result: OuterResult, norm: float) -> None:
         self._log.step(
             {
                 "step": str(self.step),
@@ -338,7 +302,7 @@ class Trainer:
             }
         )
 
-    def _save_failed_step(self, drawn: _Draw, result: OuterResult, norm: float) -> str:
+    def _save_failed_step(self, drawn: Draw, result: OuterResult, norm: float) -> str:
         self.settings.output.mkdir(parents=True, exist_ok=True)
         path = self.settings.output / f"diverged-{self.step}.json"
         contexts = [{"context": d.context, "questions": [q.question for q in d.questions]} for d in drawn.documents]

@@ -33,13 +33,6 @@ class Comparison:
     second: str | int
 
     @property
-    def holds(self) -> bool:
-        """Whether the first grade is higher; of other fields, whether the two are the same."""
-        if isinstance(self.first, int) and isinstance(self.second, int):
-            return self.first > self.second
-        return self.first == self.second
-
-    @property
     def verdict(self) -> str:
         """How the first value stands to the second, in a word."""
         if self.first == self.second:
@@ -47,6 +40,11 @@ class Comparison:
         if isinstance(self.first, int) and isinstance(self.second, int):
             return "higher" if self.first > self.second else "lower"
         return "different"
+
+    @property
+    def holds(self) -> bool:
+        """Whether the first grade is higher; of other fields, whether the two are the same."""
+        return self.verdict == ("higher" if self.field == "grade" else "same")
 
     @property
     def answer(self) -> str:

@@ -255,7 +255,14 @@ def test_invented_stories_fit_the_asked_length_and_are_for_training_alone(facts:
         assert "Actor" not in _text(document), "none of the data set's own"
         assert 150 < count_words(_text(document)) < 230
         for question in document.questions:
-            assert len(question.support) >= facts
+            numbers = [int(line.split()[2].rstrip(":")) for line in question.support]
+            if facts == 1:
+                assert len(numbers) == 1
+            else:
+                assert len(numbers) >= facts
+                # From what was done with the thing, told once, back to the move, every event on the way.
+                assert numbers[1:] == sorted(numbers[1:], reverse=True)
+                assert set(range(numbers[-1], max(numbers[1:]) + 1)) <= set(numbers)
             assert all(line in _text(document).splitlines() for line in question.support)
             assert question.support[-1].endswith(f"the {question.answer}.")
         assert asked.draw(random.Random(seed), tokens=200) == told.draw(random.Random(seed), tokens=200)

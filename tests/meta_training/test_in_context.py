@@ -61,8 +61,8 @@ def test_what_is_learned_is_the_adapter_alone(make_trainer: Callable[..., Traine
 
 def test_training_on_a_document_makes_its_answers_likelier(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
-    drawn = trainer.draw(0)
-    trainer.draw = lambda _step: drawn  # type: ignore[method-assign]
+    drawn = trainer.curriculum.draw(0)
+    trainer.curriculum.draw = lambda _step: drawn  # type: ignore[method-assign]
     losses = [trainer.train_step().answer_loss for _ in range(4)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 0.1
@@ -70,7 +70,7 @@ def test_training_on_a_document_makes_its_answers_likelier(make_trainer: Callabl
 
 def test_the_gradient_is_the_mean_over_documents(make_trainer: Callable[..., Trainer]) -> None:
     together, apart = make_trainer("a"), make_trainer("b", outer={**CONFIG["outer"], "documents": 1, "accumulation": 2})
-    assert together.draw(0) == apart.draw(0)
+    assert together.curriculum.draw(0) == apart.curriculum.draw(0)
     together.train_step()
     apart.train_step()
     torch.testing.assert_close(together.meta.initial, apart.meta.initial, rtol=1e-4, atol=1e-5)
@@ -93,7 +93,9 @@ def test_a_step_asks_no_more_questions_than_it_may(make_trainer: Callable[..., T
     runs = {
         most: make_trainer(outer={"questions": most}, stages=[{"steps": 1, "tasks": tasks}]) for most in (1, 2, None)
     }
-    numbers = {most: {len(document.questions) for document in run.draw(0).documents} for most, run in runs.items()}
+    numbers = {
+        most: {len(document.questions) for document in run.curriculum.draw(0).documents} for most, run in runs.items()
+    }
     assert numbers == {1: {1}, 2: {2}, None: {3}}
 
 

@@ -183,10 +183,10 @@ def test_the_base_stays_as_it_is(make_trainer: Callable[..., Trainer]) -> None:
 
 def test_a_step_draws_by_its_number_and_the_seed(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
-    drawn = [trainer.draw(step) for step in range(4)]
+    drawn = [trainer.curriculum.draw(step) for step in range(4)]
     random.seed(1)
-    assert [make_trainer().draw(step) for step in reversed(range(4))] == drawn[::-1]
-    assert make_trainer(seed=4).draw(0) != drawn[0]
+    assert [make_trainer().curriculum.draw(step) for step in reversed(range(4))] == drawn[::-1]
+    assert make_trainer(seed=4).curriculum.draw(0) != drawn[0]
     assert len({draw.documents for draw in drawn}) == 4
 
 
@@ -228,7 +228,7 @@ def test_a_run_that_diverges_ends_and_saves_what_it_diverged_on(
         trainer.run()
     torch.testing.assert_close(_values(trainer), before, rtol=0, atol=0)
     saved = json.loads((tmp_path / "run" / "diverged-0.json").read_text())
-    drawn = trainer.draw(0)
+    drawn = trainer.curriculum.draw(0)
     assert [document["context"] for document in saved["documents"]] == [d.context for d in drawn.documents]
     assert saved["tasks"] == list(drawn.tasks)
     assert "Student" not in str(caught.value), "the text itself is in the file alone"
