@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 COVERED := perk meta_training service
 # A process of tests for each core; files are whole, as tests of a file share servers.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+ON_CUDA := $(wildcard tests/kernels/test_*_triton.py) tests/kernels/test_multi_adapter.py \
+	tests/perk/test_gradient_graphs.py
 
 # A stamp is newer than what it was made from: a second call has nothing to install. BASE stands for "runs the service",
 # TEST for "and checks it"; MODEL for the converted base model in the user's cache.
@@ -16,7 +18,7 @@ MODEL := $(VENV)/.base-model
 .DEFAULT_GOAL := help
 # One install at a time, even under `make -j`.
 .NOTPARALLEL:
-.PHONY: help serve demo test lint clean experiment-length experiment-truncation experiment-rank
+.PHONY: help serve demo test test-cuda lint clean experiment-length experiment-truncation experiment-rank
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +32,9 @@ demo: $(BASE) $(MODEL) ## encode the documents of examples/, ask their questions
 test: lint $(MODEL) ## everything that must hold: lint, then all tests with their coverage
 	$(BIN)/pytest $(PARALLEL) --cov --cov-report=
 	@for package in $(COVERED); do $(BIN)/coverage report --include="$$package/*" --fail-under=80 || exit 1; done
+
+test-cuda: $(TEST) ## the kernels' tests on this machine's CUDA device, not in Triton's interpreter
+	PERK_TEST_DEVICE=cuda $(BIN)/pytest $(PARALLEL) $(ON_CUDA)
 
 lint: $(TEST) ## format, style, types and the arrows between the packages
 	$(BIN)/ruff check .

@@ -29,7 +29,8 @@ from perk.base_model import load_base_model
 from perk.batches import MicroBatch
 from perk.checkpoint import Checkpoint, new_checkpoint
 from perk.errors import InvalidInput
-from perk.inner_loop import Encoding, InnerLoss
+from perk.inner_loop import Encoding
+from perk.inner_loss import InnerLoss
 from perk.lora import AdaptedModel
 from perk.perk_model import PerkModel
 from perk.segment import Segment

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Compiled", "Compiling", "capability", "compiling", "is_differentiated", "launch", "use_triton"]
+__all__ = ["Compiled", "Compiling", "capability", "compiling", "is_differentiated", "is_forced", "launch", "use_triton"]
 
 _VARIABLE = "PERK_KERNELS"
 
@@ -83,6 +83,11 @@ def use_triton(tensor: Tensor) -> bool:
             "the start to run the kernels in Triton's interpreter"
         )
     return True
+
+
+def is_forced() -> bool:
+    """Whether Triton was asked for by name, or is being compiled for: then nothing else may run in its place."""
+    return _compiling.get() is not None or os.environ.get(_VARIABLE) == "triton"
 
 
 def is_differentiated(*tensors: Tensor) -> bool:

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.dispatch import use_triton
+from kernels.dispatch import is_forced, use_triton
 
 __all__ = ["lora_linear", "quantise_rows"]
+
+# Beyond, a kernel that makes x Aᵀ for each group of its outputs is slower than three products of cuBLAS which move more
+# bytes: half as fast at rank 256 (benchmarks/gpu.csv).
+_MOST_RANKS = 64
 
 
 def lora_linear(
@@ -50,7 +54,7 @@ def lora_linear(
         ValueError: a shape does not fit the others, or 8-bit weights come without their scales.
     """
     _check_shapes(x, weight, a, b, row_scales)
-    if use_triton(x):
+    if use_triton(x) and (a.shape[1] <= _MOST_RANKS or row_scales is not None or is_forced()):
         # Triton is imported where it runs, and nowhere else.
         from kernels.triton_ops import lora_linear as triton_lora_linear
 

@@ -22,10 +22,10 @@ from kernels.dispatch import use_triton
 
 __all__ = ["weighted_cross_entropy"]
 
-# Bytes of a block of logits, which stays in a last-level cache.
-_BLOCK_BYTES = 8 << 20
+# Bytes of a block of logits: on a CPU it stays in a last-level cache, on a GPU few launches are worth more.
+_BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
 # Tokens of a block: so many that laying out its part of the head for the product costs little beside it.
-_BLOCK_TOKENS = 512
+_BLOCK_TOKENS = {"cpu": 512, "cuda": 8192}
 
 
 def weighted_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -57,15 +57,16 @@ class _TokenNll(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         wants_gradient = ctx.needs_input_grad[0]
         tokens, vocabulary = hidden.shape[0], head.shape[0]
+        block_bytes, block_tokens = _BLOCK_BYTES[hidden.device.type], _BLOCK_TOKENS[hidden.device.type]
         nll = hidden.new_empty(tokens)
         gradient = torch.empty_like(hidden) if wants_gradient else hidden.new_empty(0)
-        for start in range(0, tokens, _BLOCK_TOKENS):
-            rows = slice(start, min(start + _BLOCK_TOKENS, tokens))
+        for start in range(0, tokens, block_tokens):
+            rows = slice(start, min(start + block_tokens, tokens))
             x = hidden[rows]
             peak = x.new_full((x.shape[0], 1), -torch.inf)
             total, target_logit = torch.zeros_like(peak), torch.zeros_like(peak)
             slope = torch.zeros_like(x) if wants_gradient else gradient
-            columns = max(1, _BLOCK_BYTES // (x.itemsize * x.shape[0]))
+            columns = max(1, block_bytes // (x.itemsize * x.shape[0]))
             for first in range(0, vocabulary, columns):
                 block = head[first : first + columns]
                 logits = x @ block.T
@@ -106,7 +107,8 @@ class _TokenNllGradient(torch.autograd.Function):
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, None, None, None]:
         hidden, head = ctx.saved_tensors
         product = torch.empty_like(hidden)
-        count = max(1, min(_BLOCK_TOKENS, _BLOCK_BYTES // (hidden.itemsize * head.shape[0])))
+        device = hidden.device.type
+        count = max(1, min(_BLOCK_TOKENS[device], _BLOCK_BYTES[device] // (hidden.itemsize * head.shape[0])))
         for start in range(0, hidden.shape[0], count):
             rows = slice(start, start + count)
             logits, tangent = hidden[rows] @ head.T, direction[rows] @ head.T

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from perk.inner_loop import InnerLoss, double_backward
+from perk.inner_loss import InnerLoss, double_backward
 from perk.lora import AdaptedModel
 from perk.segment import Segment
 

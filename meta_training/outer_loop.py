@@ -23,7 +23,7 @@ from torch import Tensor
 from meta_training.answer_loss import AnswerLoss
 from perk.batches import MicroBatch
 from perk.checkpoint import Checkpoint
-from perk.inner_loop import InnerLoss, PreparedBatch
+from perk.inner_loss import InnerLoss, PreparedBatch
 from perk.lora import AdaptedModel
 from perk.segment import Segment
 from perk.settings import InnerSettings
@@ -201,17 +201,19 @@ class OuterLoop:
         moments = self._rule.start(theta)
         steps, losses = [], []
         for index in range(self.settings.steps):
-            unrolled = index >= self.settings.steps - self.unrolled
+            graph_kept = keep and index >= self.settings.steps - self.unrolled
             theta.requires_grad_()
             step = _Step(theta, torch.zeros_like(theta, requires_grad=False), moments)
             total = theta.new_zeros(documents, requires_grad=False)
             for batch in inner.of_step(index):
                 reading = readings[batch]
-                loss, part = inner.gradient(theta, reading.prepared, reading.leaf, differentiable=unrolled and keep)
-                step.gradient += part.detach()
-                total += loss
-                if unrolled and keep:
+                if graph_kept:
+                    loss, part = inner.gradient(theta, reading.prepared, reading.leaf)
+                    step.gradient += part.detach()
                     step.parts.append(part)
+                else:
+                    loss = inner.add_gradient(theta, reading.prepared, reading.leaf, step.gradient)
+                total += loss
             with torch.no_grad():
                 theta, moments = self._rule.step(
                     theta.detach(), step.gradient, moments, meta.log_step_sizes[index].detach(), index
@@ -261,7 +263,7 @@ class OuterLoop:
                 part, source = step.parts[place] if step.parts else None, step.theta
                 if part is None:
                     source = theta
-                    _, part = inner.gradient(theta, reading.prepared, reading.leaf, differentiable=True)
+                    _, part = inner.gradient(theta, reading.prepared, reading.leaf)
                 wanted = [source, reading.leaf]
                 through_theta, through_weights = torch.autograd.grad(part, wanted, gradient_part)
                 adjoint = adjoint + through_theta

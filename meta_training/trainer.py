@@ -330,7 +330,14 @@ def run_training(
     if existing.exists() and not resume:
         raise InvalidInput("output", str(settings.output), "a folder without a saved state, or --resume")
     processes = join_processes()
-    base = load_base_model(settings.base, device=processes.device, report=print if processes.main else None)
+    # Heeded by GPUs alone: ten bits of a factor are enough for gradients, and three to eight times as fast as 23.
+    torch.set_float32_matmul_precision("high")
+    base = load_base_model(
+        settings.base,
+        device=processes.device,
+        dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
+        report=print if processes.main else None,
+    )
     trainer = Trainer(settings, base, processes)
     if resume:
         trainer.resume()

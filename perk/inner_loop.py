@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kernels import weighted_cross_entropy
-from perk.batches import MicroBatch, make_micro_batches
+from perk.gradient_graphs import GradientGraphs
+from perk.inner_loss import InnerLoss, PreparedBatch
 from perk.lora import AdaptedModel
 from perk.merged_layers import MergedLayers
 from perk.segment import Segment
@@ -20,7 +18,7 @@ from perk.settings import InnerSettings
 from perk.token_weights import TokenWeighting
 from perk.update_rule import Moments, UpdateRule
 
-__all__ = ["EncodedDocument", "Encoding", "InnerLoss", "PreparedBatch", "double_backward"]
+__all__ = ["EncodedDocument", "Encoding"]
 
 
 @dataclass(frozen=True)
@@ -46,164 +44,6 @@ class EncodedDocument:
     seconds: float
 
 
-@dataclass(frozen=True)
-class PreparedBatch:
-    """A micro-batch with all that no adapter changes.
-
-    Attributes:
-        batch: the micro-batch.
-        heads: rows of the LM head that compete for each document's tokens, ``[C, H]`` each.
-        targets: ids of the predicted tokens among those rows, ``[D, K]``.
-        states: input of the first adapted layer, ``[D·S, T, H]``, or None where it is recomputed.
-        last_states: the frozen base's last hidden states of the predicted tokens, ``[D, K, H]``, or None without
-            token weighting.
-    """
-
-    batch: MicroBatch
-    heads: tuple[Tensor, ...]
-    targets: Tensor
-    states: Tensor | None
-    last_states: Tensor | None
-
-
-class InnerLoss:
-    """Token-weighted NLL of D documents' segments under their adapters: the objective of the inner loop.
-
-    The outer loop uses it too, unweighted and over the whole vocabulary: a question is a segment whose prefix is the
-    prompt.
-
-    Attributes:
-        batches: all micro-batches.
-    """
-
-    def __init__(
-        self,
-        adapted: AdaptedModel,
-        documents: Sequence[Sequence[Segment]],
-        *,
-        weighting: TokenWeighting | None = None,
-        candidates: int | None = None,
-        token_limit: int,
-    ) -> None:
-        """Plan micro-batches; no model work is done yet.
-
-        Args:
-            adapted: the model.
-            documents: segments of each of the D documents; each of them has the same turns.
-            weighting: weight of each token; None: all weigh the same.
-            candidates: see `InnerSettings.candidates`.
-            token_limit: most tokens of a micro-batch.
-        """
-        self.adapted = adapted
-        self.weighting = weighting
-        self.batches, self._turns = _plan(documents, token_limit, adapted.base.eos_id)
-        head = adapted.base.head
-        self._vocabularies: list[Tensor] | None = None
-        self._heads: tuple[Tensor, ...] = (head,) * len(documents)
-        if candidates is not None and candidates < head.shape[0]:
-            self._vocabularies = [_vocabulary(segments, candidates).to(head.device) for segments in documents]
-            self._heads = tuple(head[ids] for ids in self._vocabularies)
-
-    def of_step(self, step: int) -> list[int]:
-        """Indices of the micro-batches that an inner step reads."""
-        return self._turns[step % len(self._turns)]
-
-    @torch.no_grad()
-    def prepare(self, batch: MicroBatch, *, keep_states: bool = True) -> PreparedBatch:
-        """Compute what no adapter changes: activations below the first adapted layer, and states for the weights."""
-        device = self.adapted.base.device
-        batch = MicroBatch(*(getattr(batch, name).to(device) for name in batch.__dataclass_fields__))
-        states = self.adapted.lower_states(batch.ids)
-        last_states = None
-        if self.weighting is not None:
-            last_states = _pick(self.adapted.upper_states(states), batch.own_positions)
-        targets = batch.targets
-        if self._vocabularies is not None:
-            pairs = zip(self._vocabularies, targets, strict=True)
-            targets = torch.stack([torch.searchsorted(ids, row) for ids, row in pairs])
-        return PreparedBatch(batch, self._heads, targets, states if keep_states else None, last_states)
-
-    def weights(self, prepared: PreparedBatch) -> Tensor:
-        """Weight of each loss token, its share of the document's mean included, ``[D, K]``."""
-        shares = prepared.batch.shares.to(self.adapted.base.dtype)
-        if self.weighting is None or prepared.last_states is None:
-            return shares
-        # Learned in float32, whatever the base computes in.
-        weights: Tensor = self.weighting(prepared.last_states.to(self.weighting.up.weight.dtype))
-        return shares * weights.to(shares.dtype)
-
-    def predicting_states(
-        self,
-        theta: Tensor,
-        prepared: PreparedBatch,
-        *,
-        gradient: Tensor | None = None,
-        merged: MergedLayers | None = None,
-    ) -> Tensor:
-        """Last hidden states ``[D, K, H]`` that predict the loss tokens, under adapters ``[D, P]``.
-
-        With `gradient`, the backward pass adds the adapters' to that buffer (`AdaptedModel.bind`). With `merged` too,
-        the only document's adapter has been merged into those layers.
-        """
-        states = prepared.states
-        if states is None:
-            with torch.no_grad():
-                states = self.adapted.lower_states(prepared.batch.ids)
-        if merged is not None and gradient is not None:
-            last = self.adapted.merged_states(merged, states, theta, gradient)
-        else:
-            with self.adapted.bind(theta.to(states.dtype), gradient=gradient):
-                last = self.adapted.upper_states(states)
-        return _pick(last, prepared.batch.positions)
-
-    def __call__(self, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:
-        """Weighted NLL ``[D]`` of a micro-batch under adapters ``[D, P]``."""
-        return self.loss(self.predicting_states(theta, prepared), prepared, weights)
-
-    def loss(self, states: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:
-        """Weighted NLL ``[D]`` from predicting states ``[D, K, H]``."""
-        if self._vocabularies is None:
-            return weighted_cross_entropy(states, self.adapted.base.head, prepared.targets, weights)
-        one = zip(states.split(1), prepared.heads, prepared.targets.split(1), weights.split(1), strict=True)
-        return torch.cat([weighted_cross_entropy(*document) for document in one])
-
-    def gradient(
-        self,
-        theta: Tensor,
-        prepared: PreparedBatch,
-        weights: Tensor,
-        *,
-        differentiable: bool,
-        merged: MergedLayers | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Loss ``[D]`` and its gradient ``[D, P]`` with respect to `theta`, a leaf.
-
-        Args:
-            theta: adapters, ``[D, P]``, requiring a gradient.
-            prepared: the micro-batch.
-            weights: of its loss tokens, ``[D, K]``.
-            differentiable: keep the graph, so that the gradient can be differentiated again.
-            merged: layers into which `theta` has been merged, for one document's gradient that is not.
-        """
-        with torch.enable_grad(), double_backward(differentiable):
-            if differentiable:
-                loss = self(theta, prepared, weights)
-                (gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=True)
-            else:
-                gradient = torch.zeros_like(theta, requires_grad=False)
-                states = self.predicting_states(theta, prepared, gradient=gradient, merged=merged)
-                loss = self.loss(states, prepared, weights)
-                torch.autograd.grad(loss.sum(), theta, allow_unused=True)
-        return loss.detach(), gradient
-
-
-def double_backward(needed: bool) -> AbstractContextManager[None]:
-    """Attention kernels for a pass: only the plain one can be differentiated twice."""
-    every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    context: AbstractContextManager[None] = sdpa_kernel([SDPBackend.MATH] if needed else every)
-    return context
-
-
 class Encoding:
     """Encodes D documents together, a slice at a time: prepare a micro-batch, or add one to the gradient of a step."""
 
@@ -218,6 +58,7 @@ class Encoding:
         *,
         token_limit: int,
         state_limit: int,
+        graphs: GradientGraphs | None = None,
     ) -> None:
         """Plan the encoding; no model work is done yet.
 
@@ -232,6 +73,7 @@ class Encoding:
             state_limit: most bytes kept over the steps: a copy of the adapted layers' weights to merge the adapter into
                 (one document on a CPU; without it, its terms are products of their own), and the activations below
                 (without them, they are recomputed).
+            graphs: on a CUDA device, what replays the passes of all encodings of this model; None: each is launched.
         """
         base = adapted.base
         self.steps = settings.steps
@@ -244,6 +86,7 @@ class Encoding:
             adapted, documents, weighting=weighting, candidates=settings.candidates, token_limit=token_limit
         )
         self._rule = UpdateRule(settings, adapted.layout.sizes)
+        self._graphs = graphs
         self._log_step_sizes = log_step_sizes
         self._theta = initial.to(base.device, copy=True).expand(len(documents), -1).contiguous()
         self._moments: Moments = self._rule.start(self._theta)
@@ -288,6 +131,9 @@ class Encoding:
         next(self._work)
         self._slices_done += 1
         self.done = self._slices_done == self._slices
+        if self.done:
+            # It holds what it worked with, and this object holds it: memory that nothing would free for a while.
+            self._work.close()
         self._seconds += time.perf_counter() - started
 
     def results(self) -> list[EncodedDocument]:
@@ -312,7 +158,7 @@ class Encoding:
             for d in range(len(self.tokens))
         ]
 
-    def _run(self) -> Iterator[None]:
+    def _run(self) -> Generator[None]:
         """The inner loop itself; yields at the end of each slice."""
         prepared: list[PreparedBatch] = []
         weights: list[Tensor] = []
@@ -323,54 +169,27 @@ class Encoding:
             self._read = len(prepared)
             yield
         merged = self._inner_loss.adapted.start_merging() if self.merges else None
+        gradient = torch.zeros_like(self._theta)
         for step in range(self.steps):
             if merged is not None:
                 merged.merge(self._theta)
-            gradient = torch.zeros_like(self._theta)
+            gradient.zero_()
             total = torch.zeros(len(self.tokens), device=gradient.device)
-            self._theta.requires_grad_()
             indices = self._inner_loss.of_step(step)
             for read, index in enumerate(indices, start=1):
-                loss, part = self._inner_loss.gradient(
-                    self._theta, prepared[index], weights[index], differentiable=False, merged=merged
-                )
-                gradient += part
-                total += loss
+                total += self._add_gradient(prepared[index], weights[index], gradient, merged)
                 if read == len(indices):
                     self._theta, self._moments = self._rule.step(
-                        self._theta.detach(), gradient, self._moments, self._log_step_sizes[step], step
+                        self._theta, gradient, self._moments, self._log_step_sizes[step], step
                     )
                     self._losses.append(total)
                     self.step = step + 1
                 self._read, self._in_pass = read, len(indices)
                 yield
 
-
-def _plan(
-    documents: Sequence[Sequence[Segment]], token_limit: int, pad_id: int
-) -> tuple[list[MicroBatch], list[list[int]]]:
-    """Micro-batches, and which of them each turn reads."""
-    turns = sorted({s.turn for segments in documents for s in segments if s.turn is not None})
-    parts = [[[s for s in segments if s.turn == turn] for segments in documents] for turn in (None, *turns)]
-    totals = [sum(s.loss_weight for s in segments if s.in_first_step) for segments in documents]
-    batches: list[MicroBatch] = []
-    indices: list[list[int]] = []
-    for part in parts:
-        planned = make_micro_batches(part, token_limit=token_limit, pad_id=pad_id, totals=totals)
-        indices.append(list(range(len(batches), len(batches) + len(planned))))
-        batches += planned
-    common, *own = indices
-    return batches, [common + turn for turn in own] or [common]
-
-
-def _pick(states: Tensor, positions: Tensor) -> Tensor:
-    """States ``[D·S, T, H]`` at positions ``[D, K]`` of each document's ``S·T``, as ``[D, K, H]``."""
-    documents, count = positions.shape
-    flat = states.reshape(documents, -1, states.shape[-1])
-    return flat.gather(1, positions[..., None].expand(documents, count, flat.shape[-1]))
-
-
-def _vocabulary(segments: Sequence[Segment], candidates: int) -> Tensor:
-    """Sorted ids that compete for a document's tokens, ``[C]``."""
-    own = {token for segment in segments for token in segment.ids}
-    return torch.tensor(sorted(own.union(range(candidates))))
+    def _add_gradient(
+        self, prepared: PreparedBatch, weights: Tensor, gradient: Tensor, merged: MergedLayers | None
+    ) -> Tensor:
+        if self._graphs is not None:
+            return self._graphs.add_gradient(self._inner_loss, self._theta, prepared, weights, gradient)
+        return self._inner_loss.add_gradient(self._theta, prepared, weights, gradient, merged=merged)

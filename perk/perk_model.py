@@ -15,6 +15,7 @@ from perk.answer_batch import AnswerBatch
 from perk.base_model import COMPUTE_DTYPES, BaseModel, load_base_model, load_outline
 from perk.checkpoint import Checkpoint, load_checkpoint
 from perk.errors import BaseMismatch, CheckpointError, InvalidInput
+from perk.gradient_graphs import GradientGraphs
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
@@ -29,7 +30,7 @@ _METHOD_VERSION = 1
 _DEFAULT_BUDGET = 2 * 1024**3
 _MIN_SLICE = 256
 # Larger micro-batches gain nothing once matrix products are full, but make a slice longer for those who wait.
-_MAX_SLICE = 512
+_MAX_SLICE = {"cpu": 512, "cuda": 8192}
 
 
 def configuration_fingerprint(base: BaseModel, checkpoint: Checkpoint, dtype: torch.dtype) -> str:
@@ -64,6 +65,7 @@ class PerkModel:
         self.weighting = checkpoint.token_weighting(base.head.shape[1])
         if self.weighting is not None:
             self.weighting.to(base.device, base.dtype).requires_grad_(False)
+        self._graphs = GradientGraphs() if base.device.type == "cuda" else None
         self._initial = checkpoint.tensors["initial"].to(base.device)
         self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
         self.fingerprint = configuration_fingerprint(base, checkpoint, base.dtype)
@@ -172,7 +174,7 @@ class PerkModel:
         """
         half = (memory_budget or _DEFAULT_BUDGET) // 2
         per_token = self.adapted.activation_bytes(merged=self.adapted.merges(documents, half))
-        return min(max(half // per_token, _MIN_SLICE), _MAX_SLICE), half
+        return min(max(half // per_token, _MIN_SLICE), _MAX_SLICE[self.base.device.type]), half
 
     def start_encoding(self, texts: Sequence[str], *, memory_budget: int | None = None) -> Encoding:
         """Plan the encoding of D documents together.
@@ -197,6 +199,7 @@ class PerkModel:
             [self.split(text) for text in texts],
             token_limit=token_limit,
             state_limit=state_limit,
+            graphs=self._graphs,
         )
 
     def encode(self, text: str) -> EncodedDocument:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 # Triton decides at its import whether kernels are interpreted, and peft imports it. Nothing else heeds this.
-os.environ["TRITON_INTERPRET"] = "1"
+if "PERK_TEST_DEVICE" not in os.environ:
+    os.environ["TRITON_INTERPRET"] = "1"
 # One process of tests a core: threads that wait for one another's turn would cost more than tiny models gain by them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

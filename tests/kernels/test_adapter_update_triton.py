@@ -19,7 +19,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 def draw(documents: int, size: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return torch.randn(documents, size, generator=generator, dtype=torch.float64).to(dtype)
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from kernels.dispatch import use_triton
+from kernels.dispatch import compiling, is_forced, use_triton
 
 
 def test_cpu_tensors_run_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +46,15 @@ def test_another_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_using_the_operations_does_not_import_triton() -> None:
     code = "import sys, kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_what_was_asked_for_by_name_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PERK_KERNELS", raising=False)
+    assert not is_forced()
+    monkeypatch.setenv("PERK_KERNELS", "torch")
+    assert not is_forced()
+    monkeypatch.setenv("PERK_KERNELS", "triton")
+    assert is_forced()
+    monkeypatch.delenv("PERK_KERNELS")
+    with compiling(90):
+        assert is_forced()

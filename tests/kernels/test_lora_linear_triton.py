@@ -38,7 +38,7 @@ class Case:
 
     @classmethod
     def random(cls, documents: int, tokens: int, inputs: int, outputs: int, rank: int, dtype: torch.dtype) -> Case:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -72,7 +72,7 @@ def in_triton(case: Case) -> Tensor:
 
 def derivatives(y: Tensor, learned: tuple[Tensor, ...], dtype: torch.dtype, *, absolute: bool = False) -> list[Tensor]:
     """y, its gradients along a fixed direction, and those gradients' own along others, all of numbers of `dtype`."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
 
     def direction(like: Tensor) -> Tensor:
         drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(dtype).to(like.dtype)

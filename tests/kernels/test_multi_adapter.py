@@ -17,7 +17,7 @@ def draw(
     rows: list[int], tokens: int, inputs: int, outputs: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, RowAdapters]:
     """y, x and adapters of the ranks `rows`, which lie in their buffer in reverse, with NaN between them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)

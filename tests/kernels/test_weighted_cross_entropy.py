@@ -67,8 +67,8 @@ def test_it_and_both_its_derivatives_are_those_of_the_formula(
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 64 tokens by 3 of the 7 words."""
     module = sys.modules["kernels.weighted_cross_entropy"]
-    monkeypatch.setattr(module, "_BLOCK_TOKENS", 64)
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 64 * 3 * 8)
+    monkeypatch.setitem(module._BLOCK_TOKENS, "cpu", 64)
+    monkeypatch.setitem(module._BLOCK_BYTES, "cpu", 64 * 3 * 8)
 
 
 @pytest.mark.usefixtures("small_blocks")

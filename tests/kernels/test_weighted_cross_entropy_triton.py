@@ -29,7 +29,7 @@ class Case:
 
     @classmethod
     def random(cls, documents: int, tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> Case:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)

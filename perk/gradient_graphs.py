@@ -1,0 +1,93 @@
+"""First-order gradients of micro-batches on a CUDA device, captured once for a shape and replayed.
+
+A pass through a small model is thousands of small kernels: a CPU takes several times as long to launch them as the
+device takes to run them. A CUDA graph launches them all at once. Encoding reads micro-batches of few shapes, each of
+them once a step, so that nearly all of its passes are replayed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from perk.batches import MicroBatch
+from perk.inner_loss import InnerLoss, PreparedBatch
+
+__all__ = ["GradientGraphs"]
+
+_Shapes = tuple[torch.Size, ...]
+
+# A graph of a shape that does not come back holds its inputs, and little else: they share their working memory.
+_MOST_GRAPHS = 16
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured pass, and where it reads its inputs and leaves its results."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    loss: Tensor
+    gradient: Tensor
+
+
+class GradientGraphs:
+    """`InnerLoss.add_gradient` for the encodings of one model, replayed where it can be. Not thread-safe."""
+
+    def __init__(self) -> None:
+        # Graphs run one after the other and leave nothing behind in the pool: all may use the same memory.
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: OrderedDict[_Shapes, _Graph] = OrderedDict()
+        self._compiled: set[_Shapes] = set()
+
+    @torch.no_grad()
+    def add_gradient(
+        self, inner: InnerLoss, theta: Tensor, prepared: PreparedBatch, weights: Tensor, gradient: Tensor
+    ) -> Tensor:
+        """As `InnerLoss.add_gradient`: loss ``[D]`` under adapters ``[D, P]``; adds to `gradient` ``[D, P]``."""
+        inputs = _inputs(inner, theta, prepared, weights)
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if shapes not in self._compiled:
+            # The first of its shapes compiles its kernels, which no capture may do.
+            self._compiled.add(shapes)
+            return inner.add_gradient(theta, prepared, weights, gradient)
+        captured = self._graphs.get(shapes)
+        if captured is None:
+            captured = self._graphs[shapes] = self._capture(inner, theta, prepared, weights)
+            if len(self._graphs) > _MOST_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(shapes)
+        for place, tensor in zip(captured.inputs, inputs, strict=True):
+            place.copy_(tensor)
+        captured.graph.replay()
+        gradient += captured.gradient
+        return captured.loss.clone()
+
+    def _capture(self, inner: InnerLoss, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> _Graph:
+        batch = prepared.batch
+        own = replace(
+            prepared,
+            batch=MicroBatch(*(getattr(batch, field.name).clone() for field in fields(batch))),
+            heads=tuple(head.clone() for head in prepared.heads) if inner.has_candidates else prepared.heads,
+            targets=prepared.targets.clone(),
+            states=None if prepared.states is None else prepared.states.clone(),
+        )
+        own_theta, own_weights = theta.detach().clone(), weights.detach().clone()
+        gradient, loss = torch.empty_like(own_theta), own_theta.new_empty(batch.documents)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            gradient.zero_()
+            loss.copy_(inner.add_gradient(own_theta, own, own_weights, gradient))
+        return _Graph(graph, _inputs(inner, own_theta, own, own_weights), loss, gradient)
+
+
+def _inputs(inner: InnerLoss, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> list[Tensor]:
+    """All that differs between passes of one model whose kernels are the same."""
+    batch = prepared.batch
+    heads = prepared.heads if inner.has_candidates else ()
+    states = () if prepared.states is None else (prepared.states,)
+    named = (getattr(batch, field.name) for field in fields(batch))
+    return [theta.detach(), *named, prepared.targets, weights.detach(), *heads, *states]

@@ -1,0 +1,222 @@
+"""The objective of the inner loop, and its gradient (PERK section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernels import weighted_cross_entropy
+from perk.batches import MicroBatch, make_micro_batches
+from perk.lora import AdaptedModel
+from perk.merged_layers import MergedLayers
+from perk.segment import Segment
+from perk.token_weights import TokenWeighting
+
+__all__ = ["InnerLoss", "PreparedBatch", "double_backward"]
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A micro-batch with all that no adapter changes.
+
+    Attributes:
+        batch: the micro-batch.
+        heads: rows of the LM head that compete for each document's tokens, ``[C, H]`` each.
+        targets: ids of the predicted tokens among those rows, ``[D, K]``.
+        states: input of the first adapted layer, ``[D·S, T, H]``, or None where it is recomputed.
+        last_states: the frozen base's last hidden states of the predicted tokens, ``[D, K, H]``, or None without
+            token weighting.
+    """
+
+    batch: MicroBatch
+    heads: tuple[Tensor, ...]
+    targets: Tensor
+    states: Tensor | None
+    last_states: Tensor | None
+
+
+class InnerLoss:
+    """Token-weighted NLL of D documents' segments under their adapters: the objective of the inner loop.
+
+    The outer loop uses it too, unweighted and over the whole vocabulary: a question is a segment whose prefix is the
+    prompt.
+
+    Attributes:
+        batches: all micro-batches.
+    """
+
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        documents: Sequence[Sequence[Segment]],
+        *,
+        weighting: TokenWeighting | None = None,
+        candidates: int | None = None,
+        token_limit: int,
+    ) -> None:
+        """Plan micro-batches; no model work is done yet.
+
+        Args:
+            adapted: the model.
+            documents: segments of each of the D documents; each of them has the same turns.
+            weighting: weight of each token; None: all weigh the same.
+            candidates: see `InnerSettings.candidates`.
+            token_limit: most tokens of a micro-batch.
+        """
+        self.adapted = adapted
+        self.weighting = weighting
+        self.batches, self._turns = _plan(documents, token_limit, adapted.base.eos_id)
+        head = adapted.base.head
+        self._vocabularies: list[Tensor] | None = None
+        self._heads: tuple[Tensor, ...] = (head,) * len(documents)
+        if candidates is not None and candidates < head.shape[0]:
+            self._vocabularies = [_vocabulary(segments, candidates).to(head.device) for segments in documents]
+            self._heads = tuple(head[ids] for ids in self._vocabularies)
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether each document has a vocabulary of its own, of the tokens that compete."""
+        return self._vocabularies is not None
+
+    def of_step(self, step: int) -> list[int]:
+        """Indices of the micro-batches that an inner step reads."""
+        return self._turns[step % len(self._turns)]
+
+    @torch.no_grad()
+    def prepare(self, batch: MicroBatch, *, keep_states: bool = True) -> PreparedBatch:
+        """Compute what no adapter changes: activations below the first adapted layer, and states for the weights."""
+        device = self.adapted.base.device
+        batch = MicroBatch(*(getattr(batch, name).to(device) for name in batch.__dataclass_fields__))
+        states = self.adapted.lower_states(batch.ids)
+        last_states = None
+        if self.weighting is not None:
+            last_states = _pick(self.adapted.upper_states(states), batch.own_positions)
+        targets = batch.targets
+        if self._vocabularies is not None:
+            pairs = zip(self._vocabularies, targets, strict=True)
+            targets = torch.stack([torch.searchsorted(ids, row) for ids, row in pairs])
+        return PreparedBatch(batch, self._heads, targets, states if keep_states else None, last_states)
+
+    def weights(self, prepared: PreparedBatch) -> Tensor:
+        """Weight of each loss token, its share of the document's mean included, ``[D, K]``."""
+        shares = prepared.batch.shares.to(self.adapted.base.dtype)
+        if self.weighting is None or prepared.last_states is None:
+            return shares
+        # Learned in float32, whatever the base computes in.
+        weights: Tensor = self.weighting(prepared.last_states.to(self.weighting.up.weight.dtype))
+        return shares * weights.to(shares.dtype)
+
+    def predicting_states(
+        self,
+        theta: Tensor,
+        prepared: PreparedBatch,
+        *,
+        gradient: Tensor | None = None,
+        merged: MergedLayers | None = None,
+    ) -> Tensor:
+        """Last hidden states ``[D, K, H]`` that predict the loss tokens, under adapters ``[D, P]``.
+
+        With `gradient`, the backward pass adds the adapters' to that buffer (`AdaptedModel.bind`). With `merged` too,
+        the only document's adapter has been merged into those layers.
+        """
+        states = prepared.states
+        if states is None:
+            with torch.no_grad():
+                states = self.adapted.lower_states(prepared.batch.ids)
+        if merged is not None and gradient is not None:
+            last = self.adapted.merged_states(merged, states, theta, gradient)
+        else:
+            with self.adapted.bind(theta.to(states.dtype), gradient=gradient):
+                last = self.adapted.upper_states(states)
+        return _pick(last, prepared.batch.positions)
+
+    def __call__(self, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:
+        """Weighted NLL ``[D]`` of a micro-batch under adapters ``[D, P]``."""
+        return self.loss(self.predicting_states(theta, prepared), prepared, weights)
+
+    def loss(self, states: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:
+        """Weighted NLL ``[D]`` from predicting states ``[D, K, H]``."""
+        if self._vocabularies is None:
+            return weighted_cross_entropy(states, self.adapted.base.head, prepared.targets, weights)
+        one = zip(states.split(1), prepared.heads, prepared.targets.split(1), weights.split(1), strict=True)
+        return torch.cat([weighted_cross_entropy(*document) for document in one])
+
+    def gradient(self, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss ``[D]`` and its gradient ``[D, P]``, which can be differentiated again.
+
+        Args:
+            theta: adapters, ``[D, P]``, requiring a gradient.
+            prepared: the micro-batch.
+            weights: of its loss tokens, ``[D, K]``.
+        """
+        with torch.enable_grad(), double_backward(True):
+            loss = self(theta, prepared, weights)
+            (gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=True)
+        return loss.detach(), gradient
+
+    def add_gradient(
+        self,
+        theta: Tensor,
+        prepared: PreparedBatch,
+        weights: Tensor,
+        gradient: Tensor,
+        *,
+        merged: MergedLayers | None = None,
+    ) -> Tensor:
+        """Loss ``[D]``; adds its gradient to the buffer `gradient` ``[D, P]``, the only one of that size.
+
+        Args:
+            theta: adapters, ``[D, P]``.
+            prepared: the micro-batch.
+            weights: of its loss tokens, ``[D, K]``.
+            gradient: what to add to.
+            merged: layers into which `theta` has been merged, for one document.
+        """
+        theta = theta.detach().requires_grad_()
+        with torch.enable_grad(), double_backward(False):
+            states = self.predicting_states(theta, prepared, gradient=gradient, merged=merged)
+            loss = self.loss(states, prepared, weights.detach())
+            torch.autograd.grad(loss.sum(), theta, allow_unused=True)
+        return loss.detach()
+
+
+def double_backward(needed: bool) -> AbstractContextManager[None]:
+    """Attention kernels for a pass: only the plain one can be differentiated twice."""
+    every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    context: AbstractContextManager[None] = sdpa_kernel([SDPBackend.MATH] if needed else every)
+    return context
+
+
+def _plan(
+    documents: Sequence[Sequence[Segment]], token_limit: int, pad_id: int
+) -> tuple[list[MicroBatch], list[list[int]]]:
+    """Micro-batches, and which of them each turn reads."""
+    turns = sorted({s.turn for segments in documents for s in segments if s.turn is not None})
+    parts = [[[s for s in segments if s.turn == turn] for segments in documents] for turn in (None, *turns)]
+    totals = [sum(s.loss_weight for s in segments if s.in_first_step) for segments in documents]
+    batches: list[MicroBatch] = []
+    indices: list[list[int]] = []
+    for part in parts:
+        planned = make_micro_batches(part, token_limit=token_limit, pad_id=pad_id, totals=totals)
+        indices.append(list(range(len(batches), len(batches) + len(planned))))
+        batches += planned
+    common, *own = indices
+    return batches, [common + turn for turn in own] or [common]
+
+
+def _pick(states: Tensor, positions: Tensor) -> Tensor:
+    """States ``[D·S, T, H]`` at positions ``[D, K]`` of each document's ``S·T``, as ``[D, K, H]``."""
+    documents, count = positions.shape
+    flat = states.reshape(documents, -1, states.shape[-1])
+    return flat.gather(1, positions[..., None].expand(documents, count, flat.shape[-1]))
+
+
+def _vocabulary(segments: Sequence[Segment], candidates: int) -> Tensor:
+    """Sorted ids that compete for a document's tokens, ``[C]``."""
+    own = {token for segment in segments for token in segment.ids}
+    return torch.tensor(sorted(own.union(range(candidates))))
