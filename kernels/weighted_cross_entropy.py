@@ -38,7 +38,7 @@ def weighted_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight
         weights: weight of each token's term, ``[D, T]``; a token of weight 0 adds nothing (padding).
 
     Returns:
-        ``[D]`` sums over T, in the dtype of `hidden`; twice differentiable in `hidden` and `weights`.
+        ``[D]`` sums over T, in float32 at least; twice differentiable in `hidden` and `weights`.
     """
     if use_triton(hidden):
         # Triton is imported where it runs, and nowhere else.
@@ -47,7 +47,7 @@ def weighted_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight
         return triton_weighted_cross_entropy.weighted_cross_entropy(hidden, head, targets, weights)
     flat = hidden.reshape(-1, hidden.shape[-1])
     nll: Tensor = _TokenNll.apply(flat, head, targets.reshape(-1))  # type: ignore[no-untyped-call]
-    return (nll.view_as(weights) * weights).sum(-1)
+    return (nll.view_as(weights) * weights).sum(-1, dtype=torch.promote_types(nll.dtype, torch.float32))
 
 
 class _TokenNll(torch.autograd.Function):

@@ -43,7 +43,7 @@ def weighted_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight
         dead = (weights == 0).flatten()
         tokens = Tokens(targets, dead.to(torch.uint8).argsort(stable=True), (~dead).sum(), compact=True)
     nll: Tensor = _TokenNll.apply(flat, head, tokens)  # type: ignore[no-untyped-call]
-    return (nll.view_as(weights) * weights).sum(-1).to(hidden.dtype)
+    return (nll.view_as(weights) * weights).sum(-1)
 
 
 class _TokenNll(torch.autograd.Function):

@@ -125,3 +125,15 @@ def test_without_a_gradient_for_the_states_the_weights_still_have_one() -> None:
     (gradient,) = torch.autograd.grad(tokens.loss(frozen, tokens.weights).sum(), tokens.weights)
     (expected,) = torch.autograd.grad(_plain(tokens).sum(), tokens.weights)
     torch.testing.assert_close(gradient, expected)
+
+
+def test_the_sum_of_many_terms_has_more_digits_than_they_have() -> None:
+    """In bfloat16 alone, 2,000 terms of a mean would be told to two digits."""
+    tokens = _tokens(1, 2000)
+    rounded = [tensor.to(torch.bfloat16) for tensor in (tokens.hidden, tokens.head, tokens.weights)]
+    hidden, head, weights = rounded
+    loss = weighted_cross_entropy(hidden, head, tokens.targets, weights)
+    logits = hidden.double() @ head.double().T
+    nll = logits.logsumexp(-1) - logits.gather(-1, tokens.targets[..., None])[..., 0]
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), (nll * weights.double()).sum(-1), rtol=1e-3, atol=0)

