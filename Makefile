@@ -6,7 +6,8 @@ COVERED := perk meta_training service
 # A process of tests for each core; files are whole, as tests of a file share servers.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 ON_CUDA := $(wildcard tests/kernels/test_*_triton.py) tests/kernels/test_multi_adapter.py \
-	tests/perk/test_gradient_graphs.py
+	tests/perk/test_gradient_graphs.py \
+	tests/meta_training/test_outer_loop.py::test_with_full_unrolling_it_equals_finite_differences
 
 # A stamp is newer than what it was made from: a second call has nothing to install. BASE stands for "runs the service",
 # TEST for "and checks it"; MODEL for the converted base model in the user's cache.

@@ -23,6 +23,7 @@ from torch import Tensor
 from meta_training.answer_loss import AnswerLoss
 from perk.batches import MicroBatch
 from perk.checkpoint import Checkpoint
+from perk.gradient_graphs import GradientGraphs
 from perk.inner_loss import InnerLoss, PreparedBatch
 from perk.lora import AdaptedModel
 from perk.segment import Segment
@@ -30,6 +31,9 @@ from perk.settings import InnerSettings
 from perk.update_rule import Moments, UpdateRule
 
 __all__ = ["MetaParameters", "OuterLoop", "OuterResult"]
+
+# Captured passes that are kept on a GPU: those of one draw's micro-batches. The next draw has other shapes.
+_MOST_GRAPHS = 8
 
 
 class MetaParameters:
@@ -151,6 +155,7 @@ class OuterLoop:
         self._loss_weights = {first + i: w / sum(step_losses) for i, w in enumerate(step_losses) if w > 0}
         self._rule = UpdateRule(settings, adapted.layout.sizes)
         self._answers = AnswerLoss(adapted, token_limit=token_limit)
+        self._graphs = GradientGraphs(_MOST_GRAPHS) if adapted.base.device.type == "cuda" else None
 
     def backward(
         self, meta: MetaParameters, documents: Sequence[Sequence[Segment]], questions: Sequence[Sequence[Segment]]
@@ -211,6 +216,8 @@ class OuterLoop:
                     loss, part = inner.gradient(theta, reading.prepared, reading.leaf)
                     step.gradient += part.detach()
                     step.parts.append(part)
+                elif self._graphs is not None:
+                    loss = self._graphs.add_gradient(inner, theta, reading.prepared, reading.leaf, step.gradient)
                 else:
                     loss = inner.add_gradient(theta, reading.prepared, reading.leaf, step.gradient)
                 total += loss

@@ -295,7 +295,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, name):
             delattr(model, name)
-    # Up to 5.17 at least, transformers takes the token that begins a turn for the one that ends it: no answer would end.
+    # transformers 5.17 takes the token that begins a turn for the one that ends it: no answer would end.
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -12,7 +12,6 @@ from perk.segment import Segment
 
 __all__ = ["MicroBatch", "make_micro_batches"]
 
-# Segments of one micro-batch are cut to the longest; more padding than this share is worth another micro-batch.
 _PADDING_LIMIT = 0.15
 
 
@@ -47,6 +46,7 @@ def make_micro_batches(
     token_limit: int,
     pad_id: int,
     totals: Sequence[float] | None = None,
+    padding_limit: float = _PADDING_LIMIT,
 ) -> list[MicroBatch]:
     """Group the segments of D documents by length.
 
@@ -55,6 +55,8 @@ def make_micro_batches(
         token_limit: most tokens (``D·S·T``, padding included) of a micro-batch, unless one segment has more.
         pad_id: id for the padding.
         totals: for each document, the loss weight of all that is read with these segments; None: they are all.
+        padding_limit: the segments of a micro-batch are filled up to the longest; more padding than this share of it is
+            worth another micro-batch.
 
     Returns:
         Micro-batches that hold every segment once. The sum of their losses, and of what is read with them, is the mean
@@ -71,7 +73,7 @@ def make_micro_batches(
         while end < slots:
             padded = lengths[start] * (end - start + 1)
             real += lengths[end]
-            if padded * len(documents) > token_limit or padded - real > _PADDING_LIMIT * padded:
+            if padded * len(documents) > token_limit or padded - real > padding_limit * padded:
                 break
             end += 1
         batches.append(_micro_batch([s[start:end] for s in ordered], end - start, lengths[start], loss_weights, pad_id))

@@ -20,9 +20,6 @@ __all__ = ["GradientGraphs"]
 
 _Shapes = tuple[torch.Size, ...]
 
-# A graph of a shape that does not come back holds its inputs, and little else: they share their working memory.
-_MOST_GRAPHS = 16
-
 
 @dataclass(frozen=True)
 class _Graph:
@@ -37,7 +34,9 @@ class _Graph:
 class GradientGraphs:
     """`InnerLoss.add_gradient` for the encodings of one model, replayed where it can be. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 16) -> None:
+        """Keep the graphs of the last so many shapes: each holds its inputs, and all share their working memory."""
+        self._most = most
         # Graphs run one after the other and leave nothing behind in the pool: all may use the same memory.
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: OrderedDict[_Shapes, _Graph] = OrderedDict()
@@ -57,7 +56,7 @@ class GradientGraphs:
         captured = self._graphs.get(shapes)
         if captured is None:
             captured = self._graphs[shapes] = self._capture(inner, theta, prepared, weights)
-            if len(self._graphs) > _MOST_GRAPHS:
+            if len(self._graphs) > self._most:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(shapes)
         for place, tensor in zip(captured.inputs, inputs, strict=True):
@@ -74,6 +73,7 @@ class GradientGraphs:
             heads=tuple(head.clone() for head in prepared.heads) if inner.has_candidates else prepared.heads,
             targets=prepared.targets.clone(),
             states=None if prepared.states is None else prepared.states.clone(),
+            last_states=None,
         )
         own_theta, own_weights = theta.detach().clone(), weights.detach().clone()
         gradient, loss = torch.empty_like(own_theta), own_theta.new_empty(batch.documents)

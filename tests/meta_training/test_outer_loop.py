@@ -1,10 +1,12 @@
 """The meta-gradient is the true one: finite differences for full unrolling, the definition for truncated unrolling.
 
-In float64 on the tiny GPT-2, whose layer norm keeps that precision (Llama's computes in float32).
+In float64 on the tiny GPT-2, whose layer norm keeps that precision (Llama's computes in float32). `make test-cuda` runs
+the finite differences on a GPU, where first-order passes are replayed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -25,6 +27,7 @@ from perk.lora import AdaptedModel
 from perk.segment import Segment
 from perk.settings import InnerSettings, LoraSettings, PerkSettings
 
+DEVICE = os.environ.get("PERK_TEST_DEVICE", "cpu")
 STEPS = 3
 KEPT, REBUILT = 1_000_000, 0
 # Less than two rows of each of two documents: the inner loop has several micro-batches.
@@ -74,14 +77,14 @@ def make_problem(tiny_gpt2: Path) -> Callable[..., Problem]:
             **{"steps": STEPS, "step_size": 0.02, "epsilon": 1e-2, "weight_decay": 0.1, "weighting_hidden": 8, **inner}
         )
         lora = LoraSettings(rank=2, alpha=2, first_layer=1)
-        base, plain = (load_base_model(str(tiny_gpt2), device="cpu", dtype=torch.float64) for _ in range(2))
+        base, plain = (load_base_model(str(tiny_gpt2), device=DEVICE, dtype=torch.float64) for _ in range(2))
         adapted = AdaptedModel(base, lora)
         checkpoint = new_checkpoint(adapted, PerkSettings(lora=lora, inner=settings), seed=0)
         checkpoint.tensors["initial"] = 0.2 * torch.randn(adapted.layout.size, generator=generator)
-        meta = MetaParameters(checkpoint, base.head.shape[1]).to(torch.device("cpu"), torch.float64)
+        meta = MetaParameters(checkpoint, base.head.shape[1]).to(torch.device(DEVICE), torch.float64)
         with torch.no_grad():
             for parameter in [meta.log_step_sizes, *meta.weighting_parameters()]:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+                parameter.add_(0.3 * _random(parameter, generator))
 
         def segment(length: int, prefix: int, turn: int | None = None) -> Segment:
             ids = torch.randint(2, 512, (length,), generator=generator).tolist()
@@ -109,13 +112,17 @@ def test_with_full_unrolling_it_equals_finite_differences(
     generator = torch.Generator().manual_seed(1)
     for kind, parameters in problem.parameters.items():
         for _ in range(2):
-            directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+            directions = [_random(parameter, generator) for parameter in parameters]
             norm = _flat(directions).norm()
             directions = [direction / norm for direction in directions]
             slope = float(gradients[kind] @ _flat(directions))
             assert slope == pytest.approx(_central_difference(problem, parameters, directions), rel=1e-6, abs=1e-9), (
                 kind
             )
+
+
+def _random(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def _central_difference(problem: Problem, parameters: list[Tensor], directions: list[Tensor]) -> float:

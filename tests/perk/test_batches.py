@@ -83,6 +83,12 @@ def test_little_is_padding() -> None:
     assert len(batches) == 3
 
 
+def test_as_much_is_padding_as_is_said() -> None:
+    segments = [Segment(ids=(1,) * length, prefix_tokens=1) for length in (100, 95, 90, 50, 48, 46, 5)]
+    batches = make_micro_batches([segments], token_limit=10_000, pad_id=PAD, padding_limit=0.3)
+    assert [tuple(batch.ids.shape) for batch in batches] == [(6, 100), (1, 5)]
+
+
 def test_there_must_be_a_document() -> None:
     with pytest.raises(ValueError, match="empty"):
         make_micro_batches([], token_limit=10, pad_id=PAD)
