@@ -3,7 +3,7 @@
 h' = h + O(attention(rotate Q(n₁ h), rotate K(n₁ h), V(n₁ h)));  h'' = h' + D(silu(G(n₂ h')) ∘ U(n₂ h')), where n scales
 to unit root mean square and by a weight, and Q … D are `kernels.merged_projections`. Against the same layer out of
 modules under autograd: half as many large products, two thirds of the low-rank ones, residual sums inside the products,
-buffers written in place, and an eighth of the numbers kept for the backward pass. Once differentiable.
+buffers written in place and used again, and an eighth of the numbers kept for the backward pass. Once differentiable.
 
 Numbers kept a token: 4·H + 2·(heads + key-value heads)·head + 3·I.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.merged_projections import Adapter, FrozenProjections, MergedProjections
+from kernels.workspace import Workspace
 
 __all__ = ["LAYER_MAPS", "DecoderLayer", "LayerGradients", "LayerState", "Rotation"]
 
@@ -36,15 +37,14 @@ class Rotation:
     cos: Tensor
     sin: Tensor
 
-    def apply(self, pairs: Tensor, *, backward: bool = False, into: Tensor | None = None) -> Tensor:
-        """Rotate ``[S, T, heads, head]``, or back, as the gradient is."""
+    def apply(self, pairs: Tensor, into: Tensor, *, backward: bool = False) -> Tensor:
+        """Rotate ``[S, T, heads, head]``, or back, as the gradient is; writes to `into`."""
         half = pairs.shape[-1] // 2
-        rotated = torch.empty_like(pairs) if into is None else into
         sign = -1 if backward else 1
         first, second = pairs[..., :half], pairs[..., half:]
-        torch.mul(first, self.cos, out=rotated[..., :half]).addcmul_(second, self.sin, value=-sign)
-        torch.mul(second, self.cos, out=rotated[..., half:]).addcmul_(first, self.sin, value=sign)
-        return rotated
+        torch.mul(first, self.cos, out=into[..., :half]).addcmul_(second, self.sin, value=-sign)
+        torch.mul(second, self.cos, out=into[..., half:]).addcmul_(first, self.sin, value=sign)
+        return into
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Normal:
     inverses: Tensor
 
     @classmethod
-    def of(cls, states: Tensor, weight: Tensor, epsilon: float) -> Normal:
+    def of(cls, states: Tensor, weight: Tensor, epsilon: float, space: Workspace) -> Normal:
         """Normalise."""
         squares = torch.linalg.vector_norm(states, dim=1, keepdim=True).square_()
         inverses = squares.div_(states.shape[1]).add_(epsilon).rsqrt_()
-        return cls((states * inverses).mul_(weight), inverses)
+        return cls(torch.mul(states, inverses, out=space.take(*states.shape)).mul_(weight), inverses)
 
     def add_slope(self, into: Tensor, upstream: Tensor, states: Tensor, weight: Tensor) -> None:
         """Add the gradient of the states to `into`, given that of the values; `upstream` is overwritten."""
@@ -117,36 +117,50 @@ class DecoderLayer:
         heads = (self.heads + self.key_value_heads) * self.head
         return 4 * self.norms[0].shape[0] + 2 * heads + 3 * self.projections[2].width // 2
 
-    def forward(self, states: Tensor, rotation: Rotation, *, keep: bool) -> tuple[Tensor, LayerState | None]:
+    def forward(
+        self, states: Tensor, rotation: Rotation, into: Tensor, scratch: Workspace, kept: Workspace | None
+    ) -> LayerState | None:
         """Run the layer without autograd.
 
         Args:
             states: input of S sequences of T tokens, ``[S·T, H]``; stays as it is.
             rotation: of T positions.
-            keep: return what `backward` needs.
+            into: where the output ``[S·T, H]`` goes.
+            scratch: for what is not needed afterwards.
+            kept: for what `backward` needs; None: nothing is kept for it.
 
         Returns:
-            Output ``[S·T, H]``, and the state if it was asked for.
+            What `backward` needs, in `kept`.
         """
         qkv, out, gate_up, down = self.projections
-        first = Normal.of(states, self.norms[0], self.epsilon)
-        heads = self._split_heads(qkv.forward(first.values), rotation)
+        space = scratch if kept is None else kept
+        tokens = states.shape[0]
+        first = Normal.of(states, self.norms[0], self.epsilon, space)
+        heads = self._split_heads(qkv.forward(first.values, scratch.take(tokens, qkv.width)), rotation, space)
         # A small graph of its own: attention's derivative is torch's.
         for tensor in heads:
-            tensor.requires_grad_(keep)
-        with torch.set_grad_enabled(keep):
+            tensor.requires_grad_(kept is not None)
+        with torch.set_grad_enabled(kept is not None):
             attended = functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
-        middle = out.forward_add(_join_heads(attended.detach()), states)
-        second = Normal.of(middle, self.norms[1], self.epsilon)
-        gate, up = gate_up.forward(second.values).chunk(2, dim=1)
-        if not keep:
-            return down.forward_add(functional.silu(gate).mul_(up), middle), None
-        product, slopes = _gate(gate, up)
-        state = LayerState(states, middle, (first, second), heads, attended, product, slopes)
-        return down.forward_add(product, middle), state
+        middle = out.forward_add(_join_heads(attended.detach()), states, space.take(*states.shape))
+        second = Normal.of(middle, self.norms[1], self.epsilon, space)
+        gate, up = gate_up.forward(second.values, scratch.take(tokens, gate_up.width)).chunk(2, dim=1)
+        if kept is None:
+            down.forward_add(functional.silu(gate, inplace=True).mul_(up), middle, into)
+            return None
+        product, slopes = _gate(gate, up, kept)
+        down.forward_add(product, middle, into)
+        return LayerState(states, middle, (first, second), heads, attended, product, slopes)
 
     def backward(
-        self, slope: Tensor, state: LayerState, rotation: Rotation, gradients: LayerGradients, *, last: int | None
+        self,
+        slope: Tensor,
+        state: LayerState,
+        rotation: Rotation,
+        gradients: LayerGradients,
+        scratch: Workspace,
+        *,
+        last: int | None,
     ) -> Tensor | None:
         """Go back through the layer.
 
@@ -155,6 +169,7 @@ class DecoderLayer:
             state: of the forward pass.
             rotation: of T positions.
             gradients: buffers that those of the adapters are added to.
+            scratch: for what is not needed afterwards.
             last: group of `LAYER_MAPS` whose input depends on no adapter, so that the gradient ends there; or None.
 
         Returns:
@@ -167,65 +182,71 @@ class DecoderLayer:
         assert isinstance(down, MergedProjections)
 
         first, second = state.normals
+        tokens = slope.shape[0]
 
-        down.backward(slope, state.product, gradients[3])
+        down.backward(slope, state.product, gradients[3], scratch)
         if last == 3:
             return None
-        d_product = down.backward_input(slope)
-        width = d_product.shape[1]
-        d_both = d_product.new_empty(d_product.shape[0], 2 * width)
+        width = state.product.shape[1]
+        d_product = down.backward_input(slope, scratch.take(tokens, width))
+        d_both = scratch.take(tokens, 2 * width)
         torch.mul(d_product, state.slopes[0], out=d_both[:, :width])
         torch.mul(d_product, state.slopes[1], out=d_both[:, width:])
-        gate_up.backward(d_both, second.values, gradients[2])
+        gate_up.backward(d_both, second.values, gradients[2], scratch)
         if last == 2:
             return None
-        second.add_slope(slope, gate_up.backward_input(d_both), state.middle, self.norms[1])
+        d_normal = gate_up.backward_input(d_both, scratch.take(*slope.shape))
+        second.add_slope(slope, d_normal, state.middle, self.norms[1])
 
         joined = _join_heads(state.attended.detach())
-        out.backward(slope, joined, gradients[1])
+        out.backward(slope, joined, gradients[1], scratch)
         if last == 1:
             return None
-        d_attended = out.backward_input(slope).view_as(state.attended.transpose(1, 2)).transpose(1, 2)
+        d_joined = out.backward_input(slope, scratch.take(*joined.shape))
+        d_attended = d_joined.view_as(state.attended.transpose(1, 2)).transpose(1, 2)
         d_heads = torch.autograd.grad(state.attended, state.heads, d_attended)
-        d_qkv = self._join_slopes(d_heads, rotation)
-        qkv.backward(d_qkv, first.values, gradients[0])
+        d_qkv = self._join_slopes(d_heads, rotation, scratch)
+        qkv.backward(d_qkv, first.values, gradients[0], scratch)
         if last == 0:
             return None
-        first.add_slope(slope, qkv.backward_input(d_qkv), state.states, self.norms[0])
+        d_normal = qkv.backward_input(d_qkv, scratch.take(*slope.shape))
+        first.add_slope(slope, d_normal, state.states, self.norms[0])
         return slope
 
-    def _split_heads(self, qkv: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def _split_heads(self, qkv: Tensor, rotation: Rotation, space: Workspace) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, ``[S, heads, T, head]``."""
         length = rotation.cos.shape[0]
         every = qkv.view(-1, length, self.heads + 2 * self.key_value_heads, self.head)
         turned = self.heads + self.key_value_heads
-        rotated = rotation.apply(every[:, :, :turned])
+        sequences = every.shape[0]
+        rotated = rotation.apply(every[:, :, :turned], space.take(sequences, length, turned, self.head))
         queries, keys = rotated.split((self.heads, self.key_value_heads), dim=2)
         # A copy of the values, so that the joint projection is not kept for them.
-        values = every[:, :, turned:].contiguous()
-        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        values = space.take(sequences, length, self.key_value_heads, self.head).copy_(every[:, :, turned:])
+        # Under version counters of their own: autograd would take what is written beside them for a change of them.
+        return queries.transpose(1, 2).data, keys.transpose(1, 2).data, values.transpose(1, 2).data
 
-    def _join_slopes(self, slopes: tuple[Tensor, ...], rotation: Rotation) -> Tensor:
+    def _join_slopes(self, slopes: tuple[Tensor, ...], rotation: Rotation, scratch: Workspace) -> Tensor:
         """Gradient of the joint projection ``[S·T, Σ]`` from those of queries, keys and values."""
         queries, keys, values = (slope.transpose(1, 2) for slope in slopes)
         sequences, length = queries.shape[:2]
-        joint = queries.new_empty(sequences, length, self.heads + 2 * self.key_value_heads, self.head)
+        joint = scratch.take(sequences, length, self.heads + 2 * self.key_value_heads, self.head)
         turned = self.heads + self.key_value_heads
-        rotation.apply(queries, backward=True, into=joint[:, :, : self.heads])
-        rotation.apply(keys, backward=True, into=joint[:, :, self.heads : turned])
+        rotation.apply(queries, joint[:, :, : self.heads], backward=True)
+        rotation.apply(keys, joint[:, :, self.heads : turned], backward=True)
         joint[:, :, turned:] = values
         return joint.view(sequences * length, -1)
 
 
-def _gate(gate: Tensor, up: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _gate(gate: Tensor, up: Tensor, kept: Workspace) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """silu(gate) ∘ up and its slopes along both, all ``[N, I]``; `gate` is overwritten.
 
     Along the gate it is σ (1 + gate − silu) ∘ up, with σ at hand here: made later, it would cost another exponential.
     """
-    sigmoid = gate.sigmoid()
-    silu = gate * sigmoid
+    sigmoid = torch.sigmoid(gate, out=kept.take(*gate.shape))
+    silu = torch.mul(gate, sigmoid, out=kept.take(*gate.shape))
     along_gate = sigmoid.addcmul_(sigmoid, gate.sub_(silu)).mul_(up)
-    return silu * up, (along_gate, silu)
+    return torch.mul(silu, up, out=kept.take(*gate.shape)), (along_gate, silu)
 
 
 def _join_heads(attended: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.workspace import Workspace
+
 __all__ = ["FrozenProjections", "MergedProjections"]
 
 # A ``[r, in]`` and B ``[out, r]`` of a map, or None where it has no adapter.
@@ -36,16 +38,15 @@ class FrozenProjections:
         """Σ out_i."""
         return sum(self.widths)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, in]`` to ``[T, Σ out_i]``."""
-        y = x.new_empty(x.shape[0], self.width)
-        for weight, part in zip(self.weights, y.split(self.widths, dim=1), strict=True):
+    def forward(self, x: Tensor, into: Tensor) -> Tensor:
+        """``[T, in]`` to ``[T, Σ out_i]``, which is written to `into`."""
+        for weight, part in zip(self.weights, into.split(self.widths, dim=1), strict=True):
             torch.mm(x, weight.T, out=part)
-        return y if self.bias is None else y.add_(self.bias)
+        return into if self.bias is None else into.add_(self.bias)
 
-    def forward_add(self, x: Tensor, addend: Tensor) -> Tensor:
+    def forward_add(self, x: Tensor, addend: Tensor, into: Tensor) -> Tensor:
         """`forward` plus a tensor ``[T, Σ out_i]``, which stays as it is."""
-        return self.forward(x).add_(addend)
+        return self.forward(x, into).add_(addend)
 
 
 class MergedProjections:
@@ -76,23 +77,24 @@ class MergedProjections:
         downs = [adapter[0] for adapter in adapters if adapter is not None]
         self._stacked = torch.cat(downs) if downs else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, in]`` to ``[T, Σ out_i]``."""
+    def forward(self, x: Tensor, into: Tensor) -> Tensor:
+        """``[T, in]`` to ``[T, Σ out_i]``, which is written to `into`."""
         if self._frozen.bias is None:
-            return x @ self._weight.T
-        return torch.addmm(self._frozen.bias, x, self._weight.T)
+            return torch.mm(x, self._weight.T, out=into)
+        return torch.addmm(self._frozen.bias, x, self._weight.T, out=into)
 
-    def forward_add(self, x: Tensor, addend: Tensor) -> Tensor:
+    def forward_add(self, x: Tensor, addend: Tensor, into: Tensor) -> Tensor:
         """`forward` plus a tensor ``[T, Σ out_i]``, which stays as it is."""
-        y = torch.addmm(addend, x, self._weight.T)
+        y = torch.addmm(addend, x, self._weight.T, out=into)
         return y if self._frozen.bias is None else y.add_(self._frozen.bias)
 
-    def backward(self, dy: Tensor, x: Tensor, gradients: Sequence[Adapter]) -> None:
+    def backward(self, dy: Tensor, x: Tensor, gradients: Sequence[Adapter], scratch: Workspace) -> None:
         """Add the adapters' gradients to theirs in `gradients`, given those of the outputs ``[T, Σ out_i]``."""
         if self._stacked is None:
             return
-        low = x @ self._stacked.T
-        low_dy = torch.empty_like(low)
+        tokens, ranks = x.shape[0], self._stacked.shape[0]
+        low = torch.mm(x, self._stacked.T, out=scratch.take(tokens, ranks))
+        low_dy = scratch.take(tokens, ranks)
         into: list[tuple[Tensor, Tensor]] = []
         start = 0
         for part, adapter, gradient in zip(
@@ -110,6 +112,6 @@ class MergedProjections:
         for gradient, down in zip(into, downs, strict=True):
             gradient[0].add_(down, alpha=self._scale)
 
-    def backward_input(self, dy: Tensor) -> Tensor:
-        """Gradient of the input, ``[T, in]``."""
-        return dy @ self._weight
+    def backward_input(self, dy: Tensor, into: Tensor) -> Tensor:
+        """Gradient of the input, ``[T, in]``, which is written to `into`."""
+        return torch.mm(dy, self._weight, out=into)

@@ -8,6 +8,7 @@ of derivatives, GPT-2, other dtypes, GPUs, Triton) goes through the modules.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerGradients, LayerState, Rotation
 from kernels.dispatch import use_triton
 from kernels.merged_projections import FrozenProjections, MergedProjections
+from kernels.workspace import Workspace
 
 if TYPE_CHECKING:
     from perk.base_model import BaseModel
@@ -37,6 +39,22 @@ def can_run(base: BaseModel) -> bool:
     return known and on_cpu and not use_triton(base.head)
 
 
+class _Workspaces:
+    """Memory for the passes through some layers, one at a time, of whatever document; it stays for the next one.
+
+    Attributes:
+        scratch: for the layer at hand.
+        passing: for the states between two layers.
+        kept: for what a pass keeps for its way back.
+        passes: how many have begun to use `kept`.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.scratch, self.kept = Workspace(dtype), Workspace(dtype)
+        self.passing = (Workspace(dtype), Workspace(dtype))
+        self.passes = 0
+
+
 class FrozenLayers:
     """Some consecutive layers of a base whose linear modules are wrapped, without adapters."""
 
@@ -44,6 +62,7 @@ class FrozenLayers:
         """Take the layers' weights; they are not copied."""
         self._rotary: Any = base.backbone.get_submodule("rotary_emb")
         self._layers = [_frozen_layer(base, layer) for layer in layers]
+        self.workspaces = _Workspaces(base.dtype)
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -71,8 +90,16 @@ class FrozenLayers:
         """Output of the last layer for the input of the first, both ``[S, T, H]``."""
         rotation = self.rotation(states)
         flat = states.reshape(-1, states.shape[-1])
-        for layer in self._layers:
-            flat, _ = layer.forward(flat, rotation, keep=False)
+        last = torch.empty_like(flat)
+        spaces = self.workspaces
+        for number, layer in enumerate(self._layers, start=1):
+            # States pass from layer to layer through either of two places in turn.
+            passing = spaces.passing[number % 2]
+            passing.reset()
+            into = last if number == len(self._layers) else passing.take(*flat.shape)
+            layer.forward(flat, rotation, into, spaces.scratch, kept=None)
+            spaces.scratch.reset()
+            flat = into
         return flat.view_as(states)
 
     def rotation(self, states: Tensor) -> Rotation:
@@ -80,6 +107,23 @@ class FrozenLayers:
         cos, sin = self._rotary(states, position_ids=torch.arange(states.shape[1])[None])
         half = cos.shape[-1] // 2
         return Rotation(cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass through merged layers, until the next one begins.
+
+    Attributes:
+        number: of the pass, from 1.
+        last: output of the last layer, ``[S, T, H]``.
+        kept: what each layer kept for the way back.
+        rotation: of the positions.
+    """
+
+    number: int
+    last: Tensor
+    kept: list[LayerState]
+    rotation: Rotation
 
 
 class MergedLayers:
@@ -96,6 +140,7 @@ class MergedLayers:
         """
         self._frozen = frozen
         self._layout = layout
+        self._spaces = frozen.workspaces
         self._merged = [
             tuple(MergedProjections(maps, scale) for maps in layer.projections if isinstance(maps, FrozenProjections))
             for layer in frozen.layers
@@ -125,30 +170,47 @@ class MergedLayers:
         """Output of the last layer, ``[S, T, H]``, for the input of the first.
 
         The backward pass adds the adapter's gradient to `gradient` ``[1, P]``; it hands none on to `theta`, which only
-        tells autograd that there is one to be made.
+        tells autograd that there is one to be made. It must come before the next pass, which takes over the memory.
         """
         last: Tensor = _Run.apply(theta, states, self, gradient)  # type: ignore[no-untyped-call]
         return last
 
-    def forward(self, states: Tensor) -> tuple[Tensor, list[LayerState], Rotation]:
+    def forward(self, states: Tensor) -> Pass:
         """`run` without autograd, and what `backward` needs."""
+        spaces = self._spaces
+        spaces.passes += 1
+        spaces.kept.reset()
         rotation = self._frozen.rotation(states)
         flat = states.reshape(-1, states.shape[-1])
         kept = []
         for layer in self._layers:
-            flat, state = layer.forward(flat, rotation, keep=True)
+            into = spaces.kept.take(*flat.shape)
+            state = layer.forward(flat, rotation, into, spaces.scratch, spaces.kept)
+            spaces.scratch.reset()
             assert state is not None
             kept.append(state)
-        return flat.view_as(states), kept, rotation
+            flat = into
+        # Under a version counter of its own, as the workspace is written to before autograd comes back to it.
+        return Pass(spaces.passes, flat.view_as(states).data, kept, rotation)
 
-    def backward(self, slope: Tensor, kept: list[LayerState], rotation: Rotation, gradient: Tensor) -> None:
-        """Add the adapter's gradient, given that of the output ``[S, T, H]``, which is overwritten."""
-        flat: Tensor | None = slope.view(-1, slope.shape[-1])
+    def backward(self, slope: Tensor, made: Pass, gradient: Tensor) -> None:
+        """Add the adapter's gradient, given that of the output ``[S, T, H]``.
+
+        Raises:
+            RuntimeError: another pass has taken the place of what this one kept.
+        """
+        spaces = self._spaces
+        if made.number != spaces.passes:
+            raise RuntimeError("gradient: another pass through these layers has begun since, and overwrote this one")
+        own = spaces.kept.take(*slope.shape).copy_(slope)
+        flat: Tensor | None = own.view(-1, slope.shape[-1])
         gradients = list(self._group(gradient))
         for index in reversed(range(len(self._layers))):
             assert flat is not None
             last = self._first_group if index == 0 else None
-            flat = self._layers[index].backward(flat, kept.pop(), rotation, gradients[index], last=last)
+            state = made.kept.pop()
+            flat = self._layers[index].backward(flat, state, made.rotation, gradients[index], spaces.scratch, last=last)
+            spaces.scratch.reset()
 
     def _group(self, theta: Tensor) -> Iterator[LayerGradients]:
         """Tensors of an adapter ``[1, P]`` by layer and group of maps."""
@@ -162,15 +224,15 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, states: Tensor, layers: MergedLayers, gradient: Tensor) -> Tensor:
-        last, ctx.kept, ctx.rotation = layers.forward(states)
-        ctx.layers, ctx.gradient = layers, gradient
+        ctx.made, ctx.layers, ctx.gradient = layers.forward(states), layers, gradient
+        last: Tensor = ctx.made.last
         return last
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("gradient: a pass that adds to a buffer cannot be differentiated again")
-        ctx.layers.backward(upstream[0].clone(), ctx.kept, ctx.rotation, ctx.gradient)
+        ctx.layers.backward(upstream[0], ctx.made, ctx.gradient)
         return None, None, None, None
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, Rotation
+from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerState, Rotation
 from kernels.merged_projections import Adapter, FrozenProjections, MergedProjections
+from kernels.workspace import Workspace
 
 HIDDEN, INNER, HEADS, KEY_VALUE_HEADS, HEAD, RANK = 12, 20, 4, 2, 6, 3
 SEQUENCES, LENGTH = 2, 5
@@ -115,18 +116,36 @@ def _buffers(problem: Problem) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[
     return named, tuple(tuple(named.get(name) for name in names) for names in LAYER_MAPS)
 
 
+def _space() -> Workspace:
+    """Memory full of NaN: what is not written in full shows it."""
+    space = Workspace(torch.float64)
+    space.take(1 << 16).fill_(torch.nan)
+    space.reset()
+    return space
+
+
+def _forward(problem: Problem, layer: DecoderLayer, *, keep: bool) -> tuple[Tensor, LayerState | None]:
+    output = torch.empty_like(problem.states)
+    scratch = _space()
+    state = layer.forward(problem.states, problem.rotation, output, scratch, _space() if keep else None)
+    # What is kept must not lie there.
+    scratch.reset()
+    scratch.take(1 << 16).fill_(torch.nan)
+    return output, state
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("adapted", [tuple(SHAPES), ("q", "v"), ("up",), ("o", "down")])
 def test_output_and_gradients_are_those_of_the_formula(adapted: tuple[str, ...], biased: bool) -> None:
     problem = Problem.random(adapted, biased=biased)
     untouched = problem.states.clone()
     layer = problem.layer(merged=True)
-    output, state = layer.forward(problem.states, problem.rotation, keep=True)
+    output, state = _forward(problem, layer, keep=True)
     slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     named, buffers = _buffers(problem)
     assert state is not None
     given = slope.clone()
-    to_states = layer.backward(given, state, problem.rotation, buffers, last=None)
+    to_states = layer.backward(given, state, problem.rotation, buffers, _space(), last=None)
 
     assert problem.states.equal(untouched)
     learned = [problem.states, *problem.learned]
@@ -147,10 +166,10 @@ def test_the_gradient_may_end_at_the_first_adapter(adapted: tuple[str, ...], las
     layer = problem.layer(merged=True)
     gradients = []
     for end in (last, None):
-        output, state = layer.forward(problem.states, problem.rotation, keep=True)
+        output, state = _forward(problem, layer, keep=True)
         named, buffers = _buffers(problem)
         assert state is not None
-        to_states = layer.backward(torch.ones_like(output), state, problem.rotation, buffers, last=end)
+        to_states = layer.backward(torch.ones_like(output), state, problem.rotation, buffers, _space(), last=end)
         assert (to_states is None) == (end is not None)
         gradients.append([buffer for pair in named.values() for buffer in pair])
     for one, other in zip(*gradients, strict=True):
@@ -159,9 +178,7 @@ def test_the_gradient_may_end_at_the_first_adapter(adapted: tuple[str, ...], las
 
 def test_without_adapters_it_is_the_frozen_layer() -> None:
     problem = Problem.random((), biased=True)
-    output, state = problem.layer(merged=False).forward(problem.states, problem.rotation, keep=False)
+    output, state = _forward(problem, problem.layer(merged=False), keep=False)
     assert state is None
     torch.testing.assert_close(output, problem.formula())
-    torch.testing.assert_close(
-        problem.layer(merged=True).forward(problem.states, problem.rotation, keep=False)[0], output
-    )
+    torch.testing.assert_close(_forward(problem, problem.layer(merged=True), keep=False)[0], output)

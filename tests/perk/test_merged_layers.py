@@ -73,3 +73,25 @@ def test_other_bases_have_no_merged_layers(tiny_gpt2: Path, tiny_llama: Path) ->
         gpt2.start_merging()
     double = AdaptedModel(load_base_model(str(tiny_llama), device="cpu", dtype=torch.float64), lora)
     assert double.merged_bytes is None
+
+
+def test_the_way_back_of_a_pass_that_another_has_overwritten_is_refused(tiny_llama: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), LoraSettings(rank=2, first_layer=3))
+    theta = torch.zeros(1, adapted.layout.size)
+    merged = adapted.start_merging()
+    merged.merge(theta)
+    theta.requires_grad_()
+    states = adapted.lower_states(torch.tensor([ROWS[0]]))
+    first = adapted.merged_states(merged, states, theta, torch.zeros_like(theta))
+    adapted.merged_states(merged, states, theta, torch.zeros_like(theta))
+    with pytest.raises(RuntimeError, match="another pass through these layers has begun"):
+        torch.autograd.grad(first.sum(), theta, allow_unused=True)
+
+
+def test_states_of_the_layers_below_outlive_the_next_pass(tiny_llama: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), LoraSettings(rank=2, first_layer=2))
+    first, other = (adapted.lower_states(torch.tensor([row])) for row in (ROWS[0], ROWS[1]))
+    again = first.clone()
+    assert not torch.equal(other[:, :1], first[:, :1]) or other.shape != first.shape
+    adapted.lower_states(torch.tensor([ROWS[1]]))
+    assert torch.equal(first, again)
