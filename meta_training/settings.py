@@ -103,8 +103,8 @@ class TrainSettings(_Settings):
     seed: int = 0
     base: str = "default"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the base computes in; auto: float32 on CPUs, bfloat16 on GPUs. An initialisation of small steps answers best
-    in what it was trained in: float32 on a GPU, whose products are then made in TF32, for a service on CPUs."""
+    """What the base computes in; auto: float32 on CPUs, bfloat16 on GPUs. A service on CPUs answers in float32, which a
+    GPU can train too, with products in TF32."""
     output: Path
     """Folder of the checkpoint, the state to resume from, and ``log.csv``."""
     lora: LoraSettings = LoraSettings()

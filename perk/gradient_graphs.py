@@ -39,8 +39,8 @@ class GradientGraphs:
         self._most = most
         # Graphs run one after the other and leave nothing behind in the pool: all may use the same memory.
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: OrderedDict[_Shapes, _Graph] = OrderedDict()
-        self._compiled: set[_Shapes] = set()
+        # None for shapes that have come once.
+        self._graphs: OrderedDict[_Shapes, _Graph | None] = OrderedDict()
 
     @torch.no_grad()
     def add_gradient(
@@ -49,15 +49,14 @@ class GradientGraphs:
         """As `InnerLoss.add_gradient`: loss ``[D]`` under adapters ``[D, P]``; adds to `gradient` ``[D, P]``."""
         inputs = _inputs(inner, theta, prepared, weights)
         shapes = tuple(tensor.shape for tensor in inputs)
-        if shapes not in self._compiled:
+        if shapes not in self._graphs:
             # The first of its shapes compiles its kernels, which no capture may do.
-            self._compiled.add(shapes)
-            return inner.add_gradient(theta, prepared, weights, gradient)
-        captured = self._graphs.get(shapes)
-        if captured is None:
-            captured = self._graphs[shapes] = self._capture(inner, theta, prepared, weights)
+            self._graphs[shapes] = None
             if len(self._graphs) > self._most:
                 self._graphs.popitem(last=False)
+            return inner.add_gradient(theta, prepared, weights, gradient)
+        captured = self._graphs[shapes] or self._capture(inner, theta, prepared, weights)
+        self._graphs[shapes] = captured
         self._graphs.move_to_end(shapes)
         for place, tensor in zip(captured.inputs, inputs, strict=True):
             place.copy_(tensor)
