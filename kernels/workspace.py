@@ -1,7 +1,7 @@
 """Memory for the tensors of a pass, which the next pass uses again.
 
 A tensor of some megabytes is memory that the system hands out anew each time, page by page as it is first touched: for
-the layers of a small model on a CPU that takes as long as an eighth of their arithmetic.
+the layers of a small model on a CPU that can take as long as an eighth of their arithmetic.
 """
 
 from __future__ import annotations
