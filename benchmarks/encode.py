@@ -83,7 +83,7 @@ def run(
     plan = plan_steps(model, segments, memory_budget)
     with PeakMemory() as peak:
         _encode(model, text, inner, memory_budget)
-    fine_tuning = PeftFineTuning(model, plan)
+    fine_tuning = PeftFineTuning.of(model, plan)
     fine_tuning.run()
     encode_seconds, peft_seconds, full_vocabulary_seconds, product_rates = [], [], [], []
     for _ in range(repeats):

@@ -11,12 +11,11 @@ shapes are those of Qwen2.5-0.5B in bfloat16; it is meant to take less than five
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.result import write_rows
 from kernels import adamw_update, lora_linear, weighted_cross_entropy
 from kernels.model_shapes import MODEL_SHAPES, ModelShape
 
@@ -150,9 +150,8 @@ def _update(shape: ModelShape, rank: int, device: str) -> Contest:
     options = {"betas": (0.9, 0.95), "weight_decay": 0.01}
     # Made once: torch's optimiser keeps its state between steps, and each of them moves as much memory.
     parts = [torch.nn.Parameter(part.clone()) for part in theta[0].split(sizes)]
-    optimizer = torch.optim.AdamW(
-        parts, lr=1e-3, eps=1e-8, fused=device == "cuda", capturable=device == "cuda", **options
-    )  # type: ignore[arg-type]
+    on_gpu = device == "cuda"
+    optimizer = torch.optim.AdamW(parts, lr=1e-3, eps=1e-8, fused=on_gpu, capturable=on_gpu, **options)  # type: ignore[arg-type]
     for part, slope in zip(parts, gradient[0].split(sizes), strict=True):
         part.grad = slope.clone()
 
@@ -245,10 +244,7 @@ def main() -> int:
             rows.append(Row(device, contest.operation, name, errors[name], milliseconds, graph))
             print("  ".join(str(value) for value in asdict(rows[-1]).values()), flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "gpu.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    write_rows(arguments.out / "gpu.csv", rows)
     if importlib.util.find_spec("matplotlib"):
         _plot(rows, arguments.out / "gpu.png")
     return 0

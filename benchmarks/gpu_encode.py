@@ -10,25 +10,25 @@ and start from an adapter that changes nothing, so that their losses say whether
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
+from benchmarks.peft_fine_tuning import PeftFineTuning
+from benchmarks.result import write_rows
 from kernels.model_shapes import MODEL_SHAPES, ModelShape
 from perk.base_model import BaseModel
 from perk.batches import make_micro_batches
-from perk.checkpoint import Checkpoint, new_checkpoint
+from perk.checkpoint import new_checkpoint
 from perk.gradient_graphs import GradientGraphs
 from perk.inner_loop import Encoding
 from perk.liger import use_liger
@@ -120,12 +120,16 @@ def _random_base(shape: ModelShape, device: str, dtype: torch.dtype) -> BaseMode
     return BaseModel(shape.name, model, tokenizer, fingerprint="random", max_positions=_SEGMENT)
 
 
+def _inner(case: Case) -> InnerSettings:
+    return InnerSettings(rule="adamw", steps=case.steps, step_size=_STEP_SIZE, token_weighting=False)
+
+
 def _ours(base: BaseModel, segments: Sequence[Segment], case: Case) -> Callable[[], dict[str, float]]:
     use_liger(base)
-    inner = InnerSettings(rule="adamw", steps=case.steps, step_size=_STEP_SIZE, token_weighting=False)
+    inner = _inner(case)
     settings = PerkSettings(lora=LoraSettings(rank=case.rank, alpha=_ALPHA), inner=inner)
     adapted = AdaptedModel(base, settings.lora)
-    checkpoint: Checkpoint = new_checkpoint(adapted, settings, seed=0)
+    checkpoint = new_checkpoint(adapted, settings, seed=0)
     tensors = {name: tensor.to(base.device) for name, tensor in checkpoint.tensors.items()}
     graphs = GradientGraphs() if base.device.type == "cuda" else None
 
@@ -151,31 +155,12 @@ def _ours(base: BaseModel, segments: Sequence[Segment], case: Case) -> Callable[
 
 def _peft(base: BaseModel, segments: Sequence[Segment], case: Case) -> Callable[[], dict[str, float]]:
     config = LoraConfig(r=case.rank, lora_alpha=int(_ALPHA), use_rslora=True, target_modules="all-linear")
-    plan = make_micro_batches([segments], token_limit=case.micro_batch, pad_id=0)
-    batches = [batch.ids.to(base.device) for batch in plan]
-    model = get_peft_model(base.model, config)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    initial = [parameter.detach().clone() for parameter in parameters]
-    tokens = sum(segment.loss_tokens for segment in segments)
+    batches = make_micro_batches([segments], token_limit=case.micro_batch, pad_id=0)
+    fine_tuning = PeftFineTuning(get_peft_model(base.model, config), _inner(case), [batches] * case.steps)
 
     def run() -> dict[str, float]:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, initial, strict=True):
-                parameter.copy_(value)
-        optimizer = torch.optim.AdamW(parameters, lr=_STEP_SIZE, betas=(0.9, 0.95), weight_decay=0.01)
-        losses = []
-        for _ in range(case.steps):
-            optimizer.zero_grad()
-            total = torch.zeros((), device=base.device)
-            for ids in batches:
-                logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-                nll = functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
-                loss = nll / tokens
-                loss.backward()
-                total += loss.detach()
-            optimizer.step()
-            losses.append(total)
-        return {"loss_before": float(losses[0]), "loss_after": float(losses[-1])}
+        losses = fine_tuning.run()
+        return {"loss_before": losses[0], "loss_after": losses[-1]}
 
     return run
 
@@ -222,10 +207,7 @@ def main() -> int:
                     rows.append(row)
                     print("  ".join(str(value) for value in asdict(row).values()), flush=True)
     if arguments.csv is not None:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+        write_rows(arguments.csv, rows)
     return 0
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from perk.base_model import load_base_model
 from perk.batches import MicroBatch
 from perk.perk_model import PerkModel
+from perk.settings import InnerSettings
 
 __all__ = ["PeftFineTuning"]
 
@@ -21,29 +22,39 @@ _IGNORED = -100
 
 
 class PeftFineTuning:
-    """Fine-tunes a PEFT adapter on one document's micro-batches.
+    """Fine-tunes a PEFT adapter on one document's micro-batches, where its model is.
 
-    It starts from the checkpoint's initialisation, written as a PEFT folder: rank, scale, targets and layers are the
-    same by construction. The loss is the mean NLL of the same tokens, over the whole vocabulary, unweighted.
+    The loss is the mean NLL of their tokens, over the whole vocabulary, unweighted.
     """
 
-    def __init__(self, model: PerkModel, plan: Sequence[Sequence[MicroBatch]]) -> None:
-        """Load a base of its own, untouched by our adapters.
+    def __init__(self, model: PeftModel, inner: InnerSettings, plan: Sequence[Sequence[MicroBatch]]) -> None:
+        """Remember where the adapter starts.
 
         Args:
-            model: gives the adapter and the settings of the inner loop.
+            model: PEFT's.
+            inner: step size, betas and weight decay of AdamW.
             plan: micro-batches of one document that each step reads.
         """
-        self._settings = model.settings.inner
-        base = load_base_model(model.settings.base.source, device="cpu")
-        with tempfile.TemporaryDirectory(prefix="perk-bench-") as folder:
-            model.export_peft(model.checkpoint.tensors["initial"], Path(folder))
-            self._model = PeftModel.from_pretrained(base.model, folder, is_trainable=True)
+        self._settings = inner
+        self._model = model
         self._model.eval()  # as in our encoding: whatever dropout the base has is off
         self._parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._initial = [parameter.detach().clone() for parameter in self._parameters]
-        self._plan = [[(batch.ids, _labels(batch)) for batch in batches] for batches in plan]
+        device = self._parameters[0].device
+        self._plan = [[(batch.ids.to(device), _labels(batch).to(device)) for batch in batches] for batches in plan]
         self._loss_tokens = sum(int((labels != _IGNORED).sum()) for _, labels in self._plan[0])
+
+    @classmethod
+    def of(cls, model: PerkModel, plan: Sequence[Sequence[MicroBatch]]) -> PeftFineTuning:
+        """From a checkpoint's initialisation, on a base of its own, untouched by our adapters, on the CPU.
+
+        The adapter comes as a PEFT folder: rank, scale, targets and layers are the same by construction.
+        """
+        base = load_base_model(model.settings.base.source, device="cpu")
+        with tempfile.TemporaryDirectory(prefix="perk-bench-") as folder:
+            model.export_peft(model.checkpoint.tensors["initial"], Path(folder))
+            adapted = PeftModel.from_pretrained(base.model, folder, is_trainable=True)
+        return cls(adapted, model.settings.inner, plan)
 
     @property
     def trainable(self) -> int:
@@ -64,18 +75,19 @@ class PeftFineTuning:
         losses = []
         for batches in self._plan:
             optimizer.zero_grad()
-            total = 0.0
+            total = torch.zeros((), device=self._parameters[0].device)
             for ids, labels in batches:
-                logits = self._model(input_ids=ids, use_cache=False).logits
+                logits = self._model(input_ids=ids, use_cache=False).logits.float()
                 nll = functional.cross_entropy(
                     logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="sum"
                 )
                 loss = nll / self._loss_tokens
                 loss.backward()
-                total += loss.item()
+                total += loss.detach()
             optimizer.step()
             losses.append(total)
-        return losses
+        # Read at the end: on a GPU, reading waits.
+        return [float(loss) for loss in losses]
 
 
 def _labels(batch: MicroBatch) -> Tensor:

@@ -10,12 +10,11 @@ inputs once and writes its outputs once: what an eager torch does at least.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.access_trace import Access, Gpu, Trace, count_dram_bytes, record_accesses
+from benchmarks.result import write_rows
 from kernels import adamw_update, lora_linear, rms_update, weighted_cross_entropy
 from kernels.model_shapes import MODEL_SHAPES, ModelShape
 from kernels.triton_ops.vocabulary_plan import make_plan
@@ -245,14 +245,6 @@ def _extend(trace: Trace, head: Tensor, block_bytes: int, shares: int, blocks: i
         launch[number] = longer + program[-3:]
 
 
-def _write(path: Path, rows: list[Row]) -> None:
-    """After each row: counting all takes long, and what has been counted shall not be lost."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
 def main() -> int:
     """The command line; returns the exit status: 1 if a case moves more than 1.15 of its floor."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description="Count bytes of Triton kernels.")
@@ -269,7 +261,8 @@ def main() -> int:
         row = measure(case)
         rows.append(row)
         if arguments.csv:
-            _write(arguments.csv, rows)
+            # After each: counting all takes long, and what has been counted shall not be lost.
+            write_rows(arguments.csv, rows)
         print(json.dumps(asdict(row)) if arguments.json else "  ".join(map(str, asdict(row).values())), flush=True)
     return int(any(row.dram_to_floor > 1.15 for row in rows))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from perk.segment import Segment
 
-__all__ = ["MicroBatch", "make_micro_batches"]
+__all__ = ["PADDING_LIMIT", "MicroBatch", "make_micro_batches"]
 
-_PADDING_LIMIT = 0.15
+# A share of a micro-batch.
+PADDING_LIMIT = 0.15
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class MicroBatch:
         """D."""
         return self.positions.shape[0]
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of its tensors."""
+        return self.ids, self.positions, self.own_positions, self.targets, self.shares
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        """The same with each tensor changed."""
+        return MicroBatch(*map(change, self.tensors))
+
 
 def make_micro_batches(
     documents: Sequence[Sequence[Segment]],
@@ -46,7 +56,7 @@ def make_micro_batches(
     token_limit: int,
     pad_id: int,
     totals: Sequence[float] | None = None,
-    padding_limit: float = _PADDING_LIMIT,
+    padding_limit: float = PADDING_LIMIT,
 ) -> list[MicroBatch]:
     """Group the segments of D documents by length.
 

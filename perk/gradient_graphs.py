@@ -8,12 +8,11 @@ them once a step, so that nearly all of its passes are replayed.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from perk.batches import MicroBatch
 from perk.inner_loss import InnerLoss, PreparedBatch
 
 __all__ = ["GradientGraphs"]
@@ -68,7 +67,7 @@ class GradientGraphs:
         batch = prepared.batch
         own = replace(
             prepared,
-            batch=MicroBatch(*(getattr(batch, field.name).clone() for field in fields(batch))),
+            batch=batch.map(torch.clone),
             heads=tuple(head.clone() for head in prepared.heads) if inner.has_candidates else prepared.heads,
             targets=prepared.targets.clone(),
             states=None if prepared.states is None else prepared.states.clone(),
@@ -85,8 +84,6 @@ class GradientGraphs:
 
 def _inputs(inner: InnerLoss, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> list[Tensor]:
     """All that differs between passes of one model whose kernels are the same."""
-    batch = prepared.batch
     heads = prepared.heads if inner.has_candidates else ()
     states = () if prepared.states is None else (prepared.states,)
-    named = (getattr(batch, field.name) for field in fields(batch))
-    return [theta.detach(), *named, prepared.targets, weights.detach(), *heads, *states]
+    return [theta.detach(), *prepared.batch.tensors, prepared.targets, weights.detach(), *heads, *states]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import weighted_cross_entropy
-from perk.batches import MicroBatch, make_micro_batches
+from perk.batches import PADDING_LIMIT, MicroBatch, make_micro_batches
 from perk.lora import AdaptedModel
 from perk.merged_layers import MergedLayers
 from perk.segment import Segment
@@ -20,7 +20,7 @@ from perk.token_weights import TokenWeighting
 __all__ = ["InnerLoss", "PreparedBatch", "double_backward"]
 
 # Padding that a micro-batch may have: a GPU takes longer to start one than to compute some for nothing.
-_PADDING_LIMITS = {"cpu": 0.15, "cuda": 0.5}
+_PADDING_LIMITS = {"cpu": PADDING_LIMIT, "cuda": 0.5}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class InnerLoss:
     def prepare(self, batch: MicroBatch, *, keep_states: bool = True) -> PreparedBatch:
         """Compute what no adapter changes: activations below the first adapted layer, and states for the weights."""
         device = self.adapted.base.device
-        batch = MicroBatch(*(getattr(batch, name).to(device) for name in batch.__dataclass_fields__))
+        batch = batch.map(lambda tensor: tensor.to(device))
         states = self.adapted.lower_states(batch.ids)
         last_states = None
         if self.weighting is not None:
@@ -139,10 +139,6 @@ class InnerLoss:
                 last = self.adapted.upper_states(states)
         return _pick(last, prepared.batch.positions)
 
-    def __call__(self, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:
-        """Weighted NLL ``[D]`` of a micro-batch under adapters ``[D, P]``."""
-        return self.loss(self.predicting_states(theta, prepared), prepared, weights)
-
     def loss(self, states: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:
         """Weighted NLL ``[D]`` from predicting states ``[D, K, H]``."""
         if self._vocabularies is None:
@@ -159,7 +155,7 @@ class InnerLoss:
             weights: of its loss tokens, ``[D, K]``.
         """
         with torch.enable_grad(), double_backward(True):
-            loss = self(theta, prepared, weights)
+            loss = self.loss(self.predicting_states(theta, prepared), prepared, weights)
             (gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=True)
         return loss.detach(), gradient
 

@@ -84,7 +84,7 @@ def test_what_is_measured_is_what_the_model_does(model: PerkModel) -> None:
 
 def test_peft_trains_the_same_adapter_on_the_same_loss(model: PerkModel) -> None:
     segments = model.split(generate_document(model, 700))
-    fine_tuning = PeftFineTuning(model, encode.plan_steps(model, segments))
+    fine_tuning = PeftFineTuning.of(model, encode.plan_steps(model, segments))
 
     losses = fine_tuning.run()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,20 @@ def test_the_layers_below_are_the_modules_own(tiny_qwen2: Path) -> None:
     torch.testing.assert_close(adapted.lower_states(ids), expected)
 
 
-def test_a_pass_that_adds_to_a_buffer_cannot_be_differentiated_again(tiny_llama: Path) -> None:
-    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), LoraSettings(rank=2, first_layer=3))
+def _merged_pass(folder: Path) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    """Adapters, and a pass under them through the last layer, into a buffer."""
+    adapted = AdaptedModel(load_base_model(str(folder), device="cpu"), LoraSettings(rank=2, first_layer=3))
     theta = torch.zeros(1, adapted.layout.size)
     merged = adapted.start_merging()
     merged.merge(theta)
     theta.requires_grad_()
     states = adapted.lower_states(torch.tensor([ROWS[0]]))
-    last = adapted.merged_states(merged, states, theta, torch.zeros_like(theta))
+    return theta, lambda: adapted.merged_states(merged, states, theta, torch.zeros_like(theta))
+
+
+def test_a_pass_that_adds_to_a_buffer_cannot_be_differentiated_again(tiny_llama: Path) -> None:
+    theta, run = _merged_pass(tiny_llama)
+    last = run()
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         torch.autograd.grad(last.sum(), theta, create_graph=True)
 
@@ -76,14 +83,9 @@ def test_other_bases_have_no_merged_layers(tiny_gpt2: Path, tiny_llama: Path) ->
 
 
 def test_the_way_back_of_a_pass_that_another_has_overwritten_is_refused(tiny_llama: Path) -> None:
-    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), LoraSettings(rank=2, first_layer=3))
-    theta = torch.zeros(1, adapted.layout.size)
-    merged = adapted.start_merging()
-    merged.merge(theta)
-    theta.requires_grad_()
-    states = adapted.lower_states(torch.tensor([ROWS[0]]))
-    first = adapted.merged_states(merged, states, theta, torch.zeros_like(theta))
-    adapted.merged_states(merged, states, theta, torch.zeros_like(theta))
+    theta, run = _merged_pass(tiny_llama)
+    first = run()
+    run()
     with pytest.raises(RuntimeError, match="another pass through these layers has begun"):
         torch.autograd.grad(first.sum(), theta, allow_unused=True)
 
