@@ -1,4 +1,4 @@
-"""Commands: ``python -m meta_training train | practise-comparisons | evaluate | make-data | experiment | report``."""
+"""Commands: ``python -m meta_training COMMAND``, where ``--help`` lists them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
+from meta_training.average import average
 from meta_training.comparison_practice import practise_comparisons
+from meta_training.enlargement import enlarge
 from meta_training.evaluate import evaluate
 from meta_training.experiment import read_experiment, run_experiment
 from meta_training.make_data import MAKEABLE_TASKS, make_data
@@ -72,6 +74,28 @@ def practise_comparisons_command(
         model = PerkModel.load(checkpoint)
         learned = practise_comparisons(model, steps=steps, comparisons=comparisons, rate=rate, seed=seed, report=report)
     learned.save(out)
+
+
+@application.command("enlarge")
+def enlarge_command(
+    checkpoint: Annotated[str, typer.Option(help="Folder, or the name of a shipped checkpoint, to begin with.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    rank: Annotated[int | None, typer.Option(min=1, help="Of the new adapter.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the new inner loop.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what is new in the adapter.")] = 0,
+) -> None:
+    """Give a checkpoint a larger rank or more inner steps; meta-training goes on from there (train --start)."""
+    model = PerkModel.load(checkpoint, in_context=load_checkpoint(checkpoint).settings.in_context)
+    enlarge(model.checkpoint, model.adapted.layout, rank=rank, steps=steps, seed=seed).save(out)
+
+
+@application.command("average")
+def average_command(
+    checkpoints: Annotated[list[str], typer.Argument(help="Folders, or names of shipped checkpoints.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+) -> None:
+    """Average checkpoints of runs that began with the same one."""
+    average([load_checkpoint(name) for name in checkpoints]).save(out)
 
 
 @application.command("evaluate")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from meta_training.evaluate import Method, evaluate
 from meta_training.make_data import make_data
 from meta_training.report import report
-from meta_training.settings import read_settings
+from meta_training.settings import read_settings, wrong_setting
 from meta_training.trainer import run_training
 from perk.errors import InvalidInput, PerkError
 
@@ -93,9 +93,7 @@ def read_experiment(path: Path) -> Experiment:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInput("experiment", path.name, f"a readable YAML file ({error})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(field or "experiment", repr(first.get("input"))[:80], first["msg"]) from error
+        raise wrong_setting(error, otherwise="experiment") from error
 
 
 def run_experiment(experiment: Experiment, overrides: Sequence[str] = ()) -> Path:

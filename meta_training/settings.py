@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from perk.errors import InvalidInput
 from perk.settings import InnerSettings, LoraSettings, SegmentSettings, TemplateSettings
 
-__all__ = ["OuterSettings", "Stage", "TaskMix", "TrainSettings", "read_settings"]
+__all__ = ["OuterSettings", "Stage", "TaskMix", "TrainSettings", "read_settings", "wrong_setting"]
 
 
 class _Settings(BaseModel):
@@ -168,9 +168,14 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
     try:
         return TrainSettings.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(field, repr(first.get("input"))[:80], first["msg"]) from error
+        raise wrong_setting(error, otherwise="config") from error
+
+
+def wrong_setting(error: ValidationError, *, otherwise: str) -> InvalidInput:
+    """What pydantic found first, as an error of ours; `otherwise` names what has no field of its own."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return InvalidInput(field or otherwise, repr(first.get("input"))[:80], first["msg"])
 
 
 def _put(place: Any, names: Sequence[str], value: Any) -> None:

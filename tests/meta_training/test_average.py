@@ -1,0 +1,59 @@
+"""The mean of checkpoints, tensor by tensor, of runs that can be averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from meta_training.__main__ import application
+from meta_training.average import average
+from perk.checkpoint import Checkpoint, load_checkpoint
+from perk.errors import InvalidInput
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(tiny_checkpoint)
+
+
+def _moved(checkpoint: Checkpoint, by: float) -> Checkpoint:
+    return replace(checkpoint, tensors={name: tensor + by for name, tensor in checkpoint.tensors.items()})
+
+
+def test_every_tensor_is_averaged(checkpoint: Checkpoint) -> None:
+    mean = average([checkpoint, _moved(checkpoint, 1), _moved(checkpoint, 5)])
+    assert mean.settings == checkpoint.settings
+    assert mean.tensors.keys() == checkpoint.tensors.keys()
+    for name, tensor in checkpoint.tensors.items():
+        torch.testing.assert_close(mean.tensors[name], tensor + 2)
+
+
+def test_one_alone_is_itself(checkpoint: Checkpoint) -> None:
+    assert average([checkpoint]).fingerprint == checkpoint.fingerprint
+
+
+def test_nothing_has_no_mean() -> None:
+    with pytest.raises(InvalidInput, match="checkpoints: got none"):
+        average([])
+
+
+def test_checkpoints_of_other_settings_are_refused(
+    checkpoint: Checkpoint, save_checkpoint: Callable[..., Path]
+) -> None:
+    other = load_checkpoint(save_checkpoint("other", rank=4, steps=3))
+    with pytest.raises(InvalidInput, match="checkpoints: got 'other', expected the settings of 'tiny'"):
+        average([checkpoint, other])
+
+
+def test_the_command_writes_a_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    checkpoint.save(folders[0])
+    _moved(checkpoint, 2).save(folders[1])
+    result = CliRunner().invoke(application, ["average", *map(str, folders), "--out", str(tmp_path / "mean")])
+    assert result.exit_code == 0, result.output
+    torch.testing.assert_close(load_checkpoint(tmp_path / "mean").tensors["initial"], checkpoint.tensors["initial"] + 1)
