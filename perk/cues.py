@@ -2,8 +2,8 @@
 
 What was read from its beginning is recalled from its beginning, and not found by a word in its middle; what was asked
 for in several ways is found by any of them. (Allen-Zhu and Li 2023, arXiv 2309.14316: knowledge can be extracted where
-training showed it in many forms.) So each inner step may ask for every sentence by other words of it, in the template
-that questions come in.
+training showed it in many forms; Berglund et al. 2023, arXiv 2309.12288: what "A is B" teaches does not tell what is
+B.) So inner steps may ask for every sentence by other words of it, in the template that questions come in.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from perk.segment import Segment
-from perk.settings import SegmentSettings, TemplateSettings
+from perk.settings import TemplateSettings
 
-__all__ = ["cue_segments"]
+__all__ = ["LINE_WORDS", "SENTENCE_WORDS", "cue_segments"]
 
-# Words of a cue. Beside them, in some, words from the paragraph's beginning, which often names what it speaks of.
-_FEWEST, _MOST = 3, 7
+# Fewest and most words of a cue for a sentence of prose, and for a line that stands alone: a question about a fact has
+# one word of it, or two.
+SENTENCE_WORDS, LINE_WORDS = (3, 7), (1, 3)
+# Beside them, in some, words from the paragraph's beginning, which often names what it speaks of.
 _OPENING, _OPENING_SHARE, _FROM_OPENING = 10, 0.5, 2
 _ORDERED_SHARE = 0.5
 # Byte-pair encoders order their tokens by frequency: a word that is one of the first so many says little.
@@ -46,35 +48,40 @@ class _Part:
 def cue_segments(
     paragraphs: Sequence[Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
-    settings: SegmentSettings,
     templates: TemplateSettings,
+    *,
+    turns: Sequence[int],
+    words: tuple[int, int],
+    max_tokens: int,
 ) -> list[Segment]:
-    """Ask for each sentence in `settings.cues` ways.
+    """Ask for each sentence in a way for each turn.
 
     Args:
         paragraphs: their sentences.
         tokenizer: of the base.
-        settings: whose `max_tokens` bounds what a cue asks for.
         templates: of the prompt and the support.
+        turns: of the inner steps that ask.
+        words: fewest and most of a cue.
+        max_tokens: bounds what a cue asks for.
 
     Returns:
         Segments with a cue as prefix and a sentence as text, turn after turn; the same for the same paragraphs.
     """
     before = "" if templates.support is None else templates.support.partition("{support}")[0]
-    parts = [part for given in paragraphs for part in _parts(given, tokenizer, before, settings.max_tokens)]
+    parts = [part for given in paragraphs for part in _parts(given, tokenizer, before, max_tokens)]
     counts = Counter(word.lower() for part in parts for word in set(part.words))
     vocabulary = {word for part in parts for word in part.words}
     weights = {word: _rarity(word, tokenizer) / counts[word.lower()] for word in vocabulary}
     rng = random.Random("\n".join(sentence for given in paragraphs for sentence in given))
     segments = []
-    for turn in range(settings.cues):
+    for turn in turns:
         for part in parts:
-            cue = _draw(part.words, weights, rng.randint(_FEWEST, _MOST), rng)
+            cue = _draw(part.words, weights, rng.randint(*words), rng)
             if part.opening and rng.random() < _OPENING_SHARE:
                 cue = _draw(part.opening, weights, rng.randint(1, _FROM_OPENING), rng) + cue
             prompt = templates.prompt.format(question=f"{' '.join(cue)}?")
             prefix = tokenizer.encode(prompt, verbose=False)
-            segments.append(Segment(ids=(*prefix, *part.ids), prefix_tokens=len(prefix), turn=turn))
+            segments.append(Segment(ids=(*prefix, *part.ids), prefix_tokens=len(prefix), turns=(turn,)))
     return segments
 
 

@@ -196,8 +196,8 @@ def _plan(
     documents: Sequence[Sequence[Segment]], token_limit: int, pad_id: int, padding_limit: float
 ) -> tuple[list[MicroBatch], list[list[int]]]:
     """Micro-batches, and which of them each turn reads."""
-    turns = sorted({s.turn for segments in documents for s in segments if s.turn is not None})
-    parts = [[[s for s in segments if s.turn == turn] for segments in documents] for turn in (None, *turns)]
+    own = sorted({s.turns for segments in documents for s in segments if s.turns is not None})
+    parts = [[[s for s in segments if s.turns == turns] for segments in documents] for turns in (None, *own)]
     totals = [sum(s.loss_weight for s in segments if s.in_first_step) for segments in documents]
     batches: list[MicroBatch] = []
     indices: list[list[int]] = []
@@ -207,8 +207,11 @@ def _plan(
         )
         indices.append(list(range(len(batches), len(batches) + len(planned))))
         batches += planned
-    common, *own = indices
-    return batches, [common + turn for turn in own] or [common]
+    count = max((turn + 1 for turns in own for turn in turns), default=1)
+    shared = list(zip((None, *own), indices, strict=True))
+    return batches, [
+        [i for turns, part in shared if turns is None or turn in turns for i in part] for turn in range(count)
+    ]
 
 
 def _pick(states: Tensor, positions: Tensor) -> Tensor:

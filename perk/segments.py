@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from perk.cues import cue_segments
+from perk.cues import LINE_WORDS, SENTENCE_WORDS, cue_segments
 from perk.errors import InvalidInput
 from perk.segment import Segment
 from perk.sentences import sentences, text_lines
@@ -24,6 +25,9 @@ __all__ = ["document_segments", "join_passages", "normalise", "split_segments"]
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # A line of fewer tokens says too little alone (a heading, a list item, a line of verse).
 _SHORT_LINE = 8
+
+# A line with its tokens.
+_Line = tuple[str, list[int]]
 
 
 def normalise(text: str) -> str:
@@ -50,22 +54,38 @@ def join_passages(passages: Sequence[str]) -> str:
 
 
 def document_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: PerkSettings) -> list[Segment]:
-    """Segments of a normalised document as a checkpoint reads it: prose by cues, where it has them.
+    """Segments of a normalised document as a checkpoint reads it: as it stands, or by cues where it has them.
 
-    A line of its own is asked for by how it begins (a record, a fact), and read as it stands; prose has several
-    sentences in a line, and is asked for by any word of them.
+    A line of its own (a record, a fact) is read as it stands and so found by how it begins; with `line_cues` it is
+    asked for by any of its words as well. Prose has several sentences in a line; with `cues` it is asked for alone.
     """
-    if not settings.segments.cues:
-        return split_segments(text, tokenizer, settings.segments)
+    chosen = settings.segments
+    if not (chosen.cues or chosen.line_cues):
+        return split_segments(text, tokenizer, chosen)
     lines = _whole_lines(text, tokenizer)
-    parts = [sentences(line) for line, _ in lines]
-    prose = [several for several in parts if len(several) > 1]
-    alone = [line for line, one in zip(lines, parts, strict=True) if len(one) == 1]
+    alone: list[_Line] = []
+    prose: list[_Line] = []
+    for line in lines:
+        (alone if len(sentences(line[0])) == 1 else prose).append(line)
     # A turn that no step takes is no use.
-    asked = settings.segments.model_copy(update={"cues": min(settings.segments.cues, settings.inner.steps)})
+    turns = range(settings.inner.steps)
+    line_turns, prose_turns = turns[: 2 * chosen.line_cues], turns[: chosen.cues]
+    standing = _read(alone, tokenizer, chosen)
+
+    def ask(asked: list[_Line], turns: range, words: tuple[int, int]) -> list[Segment]:
+        paragraphs = [sentences(line) for line, _ in asked]
+        return cue_segments(
+            paragraphs, tokenizer, settings.templates, turns=turns, words=words, max_tokens=chosen.max_tokens
+        )
+
     return [
-        *_read(alone, tokenizer, settings.segments),
-        *cue_segments(prose, tokenizer, asked, settings.templates),
+        *(replace(segment, turns=tuple(line_turns[::2]) or None) for segment in standing),
+        *ask(alone, line_turns[1::2], LINE_WORDS),
+        *(
+            ask(prose, prose_turns, SENTENCE_WORDS)
+            if prose_turns
+            else _read(prose, tokenizer, chosen, first=len(standing) + 1)
+        ),
     ]
 
 
@@ -78,9 +98,9 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
     return _read(_whole_lines(text, tokenizer), tokenizer, settings)
 
 
-def _whole_lines(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
+def _whole_lines(text: str, tokenizer: PreTrainedTokenizerBase) -> list[_Line]:
     """Lines of a text with their tokens; one that is too short to stand alone, such as a heading, joins the next."""
-    lines: list[tuple[str, list[int]]] = []
+    lines: list[_Line] = []
     pending = ""
     for line in text_lines(text):
         joined = f"{pending}\n{line}" if pending else line
@@ -94,9 +114,9 @@ def _whole_lines(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[st
 
 
 def _read(
-    lines: Sequence[tuple[str, list[int]]], tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings
+    lines: Sequence[_Line], tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings, first: int = 1
 ) -> list[Segment]:
-    """Segments that read lines, given with their tokens, as they stand, in their order."""
+    """Segments that read lines, given with their tokens, as they stand, in their order, numbered from `first`."""
     pieces: list[list[int]] = []
     for line, tokens in lines:
         if len(tokens) <= settings.max_tokens:
@@ -104,7 +124,7 @@ def _read(
         else:
             pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens))
     segments = []
-    for index, piece in enumerate(pieces, start=1):
+    for index, piece in enumerate(pieces, start=first):
         prefix = _tokens(settings.prefix.format(index=index), tokenizer)
         segments.append(Segment(ids=(*prefix, *piece), prefix_tokens=len(prefix)))
     return segments

@@ -87,10 +87,19 @@ class SegmentSettings(_Settings):
     cues: int = Field(default=0, ge=0, le=64, exclude_if=lambda value: value == 0)
     """How many ways to ask for each sentence by some of its words, instead of reading the text as it stands; the inner
     steps take them in turn. 0: read it as it stands, as in the paper."""
+    line_cues: int = Field(default=0, ge=0, le=32, exclude_if=lambda value: value == 0)
+    """How many ways to ask for each line of a single sentence (a record, a fact), in every second inner step; the steps
+    between read it as it stands. 0: all of them do."""
 
     @model_validator(mode="after")
     def _prefix_formats(self) -> SegmentSettings:
         _require_format("prefix", self.prefix, "index")
+        return self
+
+    @model_validator(mode="after")
+    def _turns_agree(self) -> SegmentSettings:
+        if self.cues and self.line_cues and self.cues != 2 * self.line_cues:
+            raise ValueError(f"line_cues: half of cues where both are set, not {self.line_cues} of {self.cues}")
         return self
 
 

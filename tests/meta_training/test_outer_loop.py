@@ -88,7 +88,7 @@ def make_problem(tiny_gpt2: Path) -> Callable[..., Problem]:
 
         def segment(length: int, prefix: int, turn: int | None = None) -> Segment:
             ids = torch.randint(2, 512, (length,), generator=generator).tolist()
-            return Segment(tuple(ids), prefix, turn=turn)
+            return Segment(tuple(ids), prefix, turns=None if turn is None else (turn,))
 
         # Each has a power of two of loss tokens, so that one over their number is exact in float32 too.
         documents = [[segment(11, 2), segment(9, 2)], [segment(9, 1)]]
@@ -236,11 +236,11 @@ def _defined_losses(problem: Problem, unrolled: int) -> tuple[Tensor, list[Tenso
     answers: list[Tensor] = []
     inner: list[list[Tensor]] = [[] for _ in range(STEPS)]
     for document, questions in zip(problem.documents, problem.questions, strict=True):
-        turns = max((segment.turn + 1 for segment in document if segment.turn is not None), default=1)
+        turns = max((turn + 1 for segment in document for turn in segment.turns or ()), default=1)
         theta: Tensor = meta.initial
         first = second = torch.zeros_like(theta)
         for step in range(STEPS):
-            segments = [segment for segment in document if segment.turn in (None, step % turns)]
+            segments = [segment for segment in document if segment.turns is None or step % turns in segment.turns]
             weights = [_token_weights(problem, segment) for segment in segments]
             cut = step < STEPS - unrolled
             start = theta.detach().requires_grad_() if cut else theta

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
-from perk.cues import cue_segments
+from perk.cues import LINE_WORDS, SENTENCE_WORDS, cue_segments
 from perk.segment import Segment
 from perk.segments import document_segments, normalise, split_segments
 from perk.settings import InnerSettings, PerkSettings, SegmentSettings, TemplateSettings
@@ -22,8 +25,15 @@ TEMPLATES = TemplateSettings(prompt="{question}\nSupport:", support=" {support}\
 TURNS = 5
 
 
-def _cues(tokenizer: PreTrainedTokenizerFast, prose: list[list[str]] = PROSE, **settings: int) -> list[Segment]:
-    return cue_segments(prose, tokenizer, SegmentSettings(cues=TURNS, **settings), TEMPLATES)
+def _cues(
+    tokenizer: PreTrainedTokenizerFast,
+    prose: list[list[str]] = PROSE,
+    templates: TemplateSettings = TEMPLATES,
+    **options: Any,
+) -> list[Segment]:
+    return cue_segments(
+        prose, tokenizer, templates, **{"turns": range(TURNS), "words": SENTENCE_WORDS, "max_tokens": 128, **options}
+    )
 
 
 def _texts(segment: Segment, tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
@@ -35,7 +45,7 @@ def test_each_sentence_is_asked_for_once_a_turn_by_words_of_its_paragraph(
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     paragraph_of = {f" {sentence}": " ".join(paragraph) for paragraph in PROSE for sentence in paragraph}
-    asked: Counter[tuple[int | None, str]] = Counter()
+    asked: Counter[tuple[tuple[int, ...] | None, str]] = Counter()
     for segment in _cues(tiny_tokenizer):
         prompt, sentence = _texts(segment, tiny_tokenizer)
         assert prompt.endswith("?\nSupport:")
@@ -43,8 +53,8 @@ def test_each_sentence_is_asked_for_once_a_turn_by_words_of_its_paragraph(
         assert 3 <= len(words) <= 9
         assert all(word in paragraph_of[sentence] for word in words)
         assert sum(word in sentence for word in words) >= 3
-        asked[segment.turn, sentence] += 1
-    assert asked == Counter({(turn, sentence): 1 for turn in range(TURNS) for sentence in paragraph_of})
+        asked[segment.turns, sentence] += 1
+    assert asked == Counter({((turn,), sentence): 1 for turn in range(TURNS) for sentence in paragraph_of})
 
 
 def test_turns_ask_by_other_words_and_runs_by_the_same(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -55,21 +65,21 @@ def test_turns_ask_by_other_words_and_runs_by_the_same(tiny_tokenizer: PreTraine
 
 def test_words_that_no_other_sentence_has_are_drawn_first(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     prose = [[f"{name} is a keeper of the lamp that stands upon the reef." for name in ("Agnes", "Boris", "Clara")]]
-    segments = cue_segments(prose, tiny_tokenizer, SegmentSettings(cues=40), TEMPLATES)
+    segments = _cues(tiny_tokenizer, prose, turns=range(40))
     named = sum(_texts(s, tiny_tokenizer)[1].split()[0] in _texts(s, tiny_tokenizer)[0].split() for s in segments)
     assert named > 0.6 * len(segments), "by chance less than half would have the one word that differs"
 
 
 def test_a_long_sentence_is_asked_for_piece_by_piece(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     long = " ".join(f"word{index}" for index in range(40)) + "."
-    segments = [segment for segment in _cues(tiny_tokenizer, [[long]], max_tokens=16) if segment.turn == 0]
+    segments = [segment for segment in _cues(tiny_tokenizer, [[long]], max_tokens=16) if segment.turns == (0,)]
     texts = [_texts(segment, tiny_tokenizer) for segment in segments]
     assert "".join(text for _, text in texts) == f" {long}"
     assert all(len(s.ids) - s.prefix_tokens <= 16 for s in segments)
 
 
 def test_without_a_support_a_sentence_follows_the_prompt_at_once(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    segment = cue_segments(PROSE, tiny_tokenizer, SegmentSettings(cues=1), TemplateSettings())[0]
+    segment = _cues(tiny_tokenizer, templates=TemplateSettings())[0]
     prompt, sentence = _texts(segment, tiny_tokenizer)
     assert prompt.endswith("?\nAnswer:")
     assert sentence == PROSE[0][0]
@@ -81,11 +91,41 @@ def test_prose_is_asked_for_and_a_line_of_its_own_read_as_it_stands(
     settings = PerkSettings(segments=SegmentSettings(cues=2), templates=TEMPLATES)
     text = normalise(f"{register}\n\n{' '.join(PROSE[0])}")
     segments = document_segments(text, tiny_tokenizer, settings)
-    plain = [segment for segment in segments if segment.turn is None]
+    plain = [segment for segment in segments if segment.turns is None]
     assert plain == split_segments(register, tiny_tokenizer, settings.segments)
-    assert [s for s in segments if s.turn is not None] == cue_segments(
-        PROSE[:1], tiny_tokenizer, settings.segments, TEMPLATES
+    assert [s for s in segments if s.turns is not None] == _cues(tiny_tokenizer, PROSE[:1], turns=range(2))
+
+
+def test_a_line_of_its_own_is_asked_for_in_every_second_turn(
+    tiny_tokenizer: PreTrainedTokenizerFast, register: str
+) -> None:
+    settings = PerkSettings(segments=SegmentSettings(line_cues=2), inner=InnerSettings(steps=4), templates=TEMPLATES)
+    text = normalise(f"{' '.join(PROSE[0])}\n\n{register}")
+    segments = document_segments(text, tiny_tokenizer, settings)
+    standing = split_segments(register, tiny_tokenizer, settings.segments)
+    assert [replace(s, turns=None) for s in segments if s.turns == (0, 2)] == standing
+    lines = [[line] for line in register.splitlines()]
+    asked = [s for s in segments if s.turns in ((1,), (3,))]
+    assert asked == _cues(tiny_tokenizer, lines, turns=(1, 3), words=LINE_WORDS)
+    assert all(1 <= len(_texts(s, tiny_tokenizer)[0].removesuffix("?\nSupport:").split()) <= 3 for s in asked)
+    # Prose is read in every step, and numbered after the lines.
+    (prose,) = (s for s in segments if s.turns is None)
+    assert _texts(prose, tiny_tokenizer) == (f"doc_{len(standing) + 1}: ", " ".join(PROSE[0]))
+
+
+def test_lines_and_prose_are_asked_for_in_the_same_turns(
+    tiny_tokenizer: PreTrainedTokenizerFast, register: str
+) -> None:
+    settings = PerkSettings(
+        segments=SegmentSettings(cues=4, line_cues=2), inner=InnerSettings(steps=4), templates=TEMPLATES
     )
+    segments = document_segments(normalise(f"{' '.join(PROSE[0])}\n\n{register}"), tiny_tokenizer, settings)
+    assert {s.turns for s in segments} == {(0, 2), (0,), (1,), (2,), (3,)}
+
+
+def test_lines_cannot_be_asked_for_in_other_turns_than_prose() -> None:
+    with pytest.raises(ValidationError, match="line_cues: half of cues where both are set, not 3 of 4"):
+        SegmentSettings(cues=4, line_cues=3)
 
 
 def test_a_heading_is_asked_for_with_the_sentence_below_it(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -94,10 +134,21 @@ def test_a_heading_is_asked_for_with_the_sentence_below_it(tiny_tokenizer: PreTr
     assert [_texts(segment, tiny_tokenizer)[1] for segment in segments] == [f" A.\n{PROSE[0][0]}", f" {PROSE[0][1]}"]
 
 
-def test_no_more_turns_than_inner_steps(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    settings = PerkSettings(segments=SegmentSettings(cues=9), inner=InnerSettings(steps=2), templates=TEMPLATES)
-    segments = document_segments(" ".join(PROSE[0]), tiny_tokenizer, settings)
-    assert {segment.turn for segment in segments} == {0, 1}
+@pytest.mark.parametrize(
+    ("steps", "asked", "turns"),
+    [
+        (2, {"cues": 9}, {(0,), (1,)}),
+        (3, {"line_cues": 9}, {(0, 2), (1,), None}),
+        (1, {"line_cues": 1}, {(0,), None}),
+    ],
+)
+def test_no_more_turns_than_inner_steps(
+    steps: int, asked: dict[str, int], turns: set[tuple[int, ...] | None], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    settings = PerkSettings(segments=SegmentSettings(**asked), inner=InnerSettings(steps=steps), templates=TEMPLATES)
+    prose = " ".join(PROSE[0])
+    text = f"{prose}\n\n{PROSE[1][0]}" if "line_cues" in asked else prose
+    assert {segment.turns for segment in document_segments(text, tiny_tokenizer, settings)} == turns
 
 
 @given(text=st.text(min_size=1).filter(lambda text: text.strip() and "\x00" not in text))
@@ -110,13 +161,14 @@ def test_any_text_has_segments_and_every_turn_the_same_number_of_tokens(
     tokens = Counter(dict.fromkeys(range(3), 0))
     for segment in segments:
         assert segment.prefix_tokens < len(segment.ids)
-        if segment.turn is not None:
-            tokens[segment.turn] += segment.loss_tokens
+        for turn in segment.turns or ():
+            tokens[turn] += segment.loss_tokens
     assert len(set(tokens.values())) == 1
 
 
-@pytest.mark.parametrize("cues", [0, 4])
-def test_settings_without_cues_say_nothing_of_them(cues: int) -> None:
-    dumped = SegmentSettings(cues=cues).model_dump()
-    assert dumped.get("cues", 0) == cues
-    assert ("cues" in dumped) == (cues > 0)
+@pytest.mark.parametrize("name", ["cues", "line_cues"])
+@pytest.mark.parametrize("ways", [0, 4])
+def test_settings_without_cues_say_nothing_of_them(ways: int, name: str) -> None:
+    dumped = SegmentSettings(**{name: ways}).model_dump()
+    assert dumped.get(name, 0) == ways
+    assert (name in dumped) == (ways > 0)

@@ -143,10 +143,10 @@ def test_steps_read_segments_in_turn_and_those_without_one_always(
     token_limit: int, setup: Setup, documents: list[list[Segment]]
 ) -> None:
     always, *asked = documents[0]
-    # The text is what has no prefix: the same in both turns.
+    # The text is what has no prefix: the same in all of the three turns.
     turns = [
-        replace(s, ids=(7,) * (2 * turn) + s.ids, prefix_tokens=2 + 2 * turn, turn=turn)
-        for turn in (0, 1)
+        replace(s, ids=(7,) * longer + s.ids, prefix_tokens=2 + longer, turns=own)
+        for longer, own in [(0, (0, 2)), (2, (1,))]
         for s in asked
     ]
     encoding = setup.start([[always, *turns]], token_limit=token_limit)
@@ -156,8 +156,8 @@ def test_steps_read_segments_in_turn_and_those_without_one_always(
     one_step = setup
     losses = []
     for step in range(STEPS):
-        read = [always, *(segment for segment in turns if segment.turn == step % 2)]
-        (expected,) = one_step.encode([[replace(segment, turn=None) for segment in read]], steps=1)
+        read = [always, *(segment for segment in turns if step % 3 in (segment.turns or ()))]
+        (expected,) = one_step.encode([[replace(segment, turns=None) for segment in read]], steps=1)
         losses.append(expected.loss_before)
         one_step = replace(one_step, initial=expected.adapter.double(), log_step_sizes=one_step.log_step_sizes[1:])
     torch.testing.assert_close(found.adapter, one_step.initial.float(), rtol=0, atol=1e-5)
