@@ -100,11 +100,13 @@ def _linear(tokens: int, inputs: int, outputs: int, rank: int, device: str) -> C
         return [y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
 
     def formula(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return x @ weight.to(x.dtype).T + scale * (x @ a.mT) @ b.mT
+        y: Tensor = x @ weight.to(x.dtype).T + scale * (x @ a.mT) @ b.mT
+        return y
 
     def peft(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         low = functional.linear(x, a[0])
-        return functional.linear(x, weight) + functional.linear(low, b[0]) * scale
+        y: Tensor = functional.linear(x, weight) + functional.linear(low, b[0]) * scale
+        return y
 
     contenders: dict[str, Work] = {
         "ours": partial(run, lambda x, a, b: lora_linear(x, weight, None, a, b, scale)),

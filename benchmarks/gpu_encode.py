@@ -45,6 +45,9 @@ _STEP_SIZE = 5e-5
 # Timed runs; one goes before, in which kernels are compiled and torch's allocator sees the largest sizes.
 _REPEATS = 3
 
+# Encodes once; returns the mean NLL a token entering the first step and the last.
+_Run = Callable[[], tuple[float, float]]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -88,12 +91,14 @@ def measure(
     rows = []
     for name in contenders:
         run = _CONTENDERS[name](_random_base(shape, device, dtype), segments, case)
-        losses = run()
+        before, after = run()
         _reset_memory(device)
         seconds = statistics.median(_seconds(run, device) for _ in range(_REPEATS))
         peak = torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else float("nan")
         label = torch.cuda.get_device_name() if device == "cuda" else device
-        rows.append(Row(label, name, **asdict(case), seconds=seconds, gigabytes=peak, **losses))
+        rows.append(
+            Row(label, name, **asdict(case), seconds=seconds, gigabytes=peak, loss_before=before, loss_after=after)
+        )
         del run
     return rows
 
@@ -107,7 +112,6 @@ def _random_base(shape: ModelShape, device: str, dtype: torch.dtype) -> BaseMode
         num_hidden_layers=shape.layers,
         num_attention_heads=heads,
         num_key_value_heads=max(shape.key_value // _HEAD, 1),
-        head_dim=_HEAD,
         vocab_size=shape.vocabulary,
         tie_word_embeddings=True,
     )
@@ -124,7 +128,7 @@ def _inner(case: Case) -> InnerSettings:
     return InnerSettings(rule="adamw", steps=case.steps, step_size=_STEP_SIZE, token_weighting=False)
 
 
-def _ours(base: BaseModel, segments: Sequence[Segment], case: Case) -> Callable[[], dict[str, float]]:
+def _ours(base: BaseModel, segments: Sequence[Segment], case: Case) -> _Run:
     use_liger(base)
     inner = _inner(case)
     settings = PerkSettings(lora=LoraSettings(rank=case.rank, alpha=_ALPHA), inner=inner)
@@ -133,7 +137,7 @@ def _ours(base: BaseModel, segments: Sequence[Segment], case: Case) -> Callable[
     tensors = {name: tensor.to(base.device) for name, tensor in checkpoint.tensors.items()}
     graphs = GradientGraphs() if base.device.type == "cuda" else None
 
-    def run() -> dict[str, float]:
+    def run() -> tuple[float, float]:
         encoding = Encoding(
             adapted,
             None,
@@ -148,19 +152,19 @@ def _ours(base: BaseModel, segments: Sequence[Segment], case: Case) -> Callable[
         while not encoding.done:
             encoding.advance()
         (result,) = encoding.results()
-        return {"loss_before": result.loss_before, "loss_after": result.loss_after}
+        return result.loss_before, result.loss_after
 
     return run
 
 
-def _peft(base: BaseModel, segments: Sequence[Segment], case: Case) -> Callable[[], dict[str, float]]:
+def _peft(base: BaseModel, segments: Sequence[Segment], case: Case) -> _Run:
     config = LoraConfig(r=case.rank, lora_alpha=int(_ALPHA), use_rslora=True, target_modules="all-linear")
     batches = make_micro_batches([segments], token_limit=case.micro_batch, pad_id=0)
     fine_tuning = PeftFineTuning(get_peft_model(base.model, config), _inner(case), [batches] * case.steps)
 
-    def run() -> dict[str, float]:
+    def run() -> tuple[float, float]:
         losses = fine_tuning.run()
-        return {"loss_before": losses[0], "loss_after": losses[-1]}
+        return losses[0], losses[-1]
 
     return run
 
