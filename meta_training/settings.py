@@ -50,6 +50,9 @@ class OuterSettings(_Settings):
     """Learning rates fall by a cosine to this share of their peak at the last step."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the meta-gradient."""
+    mean_steps: int = Field(default=0, ge=0)
+    """Ship the exponential mean of the parameters over about so many outer steps, or over all while there are fewer; 0:
+    ship the last ones. With few documents a step, much of each step is noise."""
     answer_weight: float = Field(default=1.0, gt=0)
     """How much a token of an answer, and of its derivation, weighs in the loss against one of the support before it: a
     `Yes` after two whole records is a sixtieth of the tokens and all of the question."""

@@ -22,6 +22,7 @@ from meta_training.in_context import InContextLoop, in_context_question
 from meta_training.outer_loop import MetaParameters, OuterLoop, OuterResult
 from meta_training.processes import Processes, join_processes
 from meta_training.question_segment import question_segment
+from meta_training.running_mean import RunningMean
 from meta_training.settings import OuterSettings, TrainSettings, read_settings
 from meta_training.stop_signals import stop_signals
 from meta_training.tasks import Document, Question
@@ -87,6 +88,7 @@ class Trainer:
             self._parameters += [self.meta.log_step_sizes, *self.meta.weighting_parameters()]
         self._optimiser = _optimiser(self.meta, settings.outer, in_context=self._in_context)
         outer = settings.outer
+        self._mean = RunningMean(self.meta.tensors(), outer.mean_steps) if outer.mean_steps else None
         self.curriculum = Curriculum(
             settings,
             count_tokens=self._count_tokens,
@@ -144,6 +146,8 @@ class Trainer:
         self._optimiser.step()
         self._optimiser.zero_grad()
         self.step += 1
+        if self._mean is not None:
+            self._mean.add(self.meta.tensors(), self.step)
         self._seconds += time.perf_counter() - started
         if self._processes.main:
             self._log_step(drawn, int(tokens), int(questions), result, float(norm))
@@ -169,8 +173,9 @@ class Trainer:
         return exact
 
     def checkpoint(self) -> Checkpoint:
-        """The present parameters as a checkpoint."""
-        tensors = {name: tensor.cpu() for name, tensor in self.meta.tensors().items()}
+        """The present parameters, or their mean over the last steps, as a checkpoint."""
+        present = self.meta.tensors() if self._mean is None else self._mean.tensors
+        tensors = {name: tensor.cpu() for name, tensor in present.items()}
         return Checkpoint(self.settings.output.name, self._perk_settings, tensors)
 
     def save(self) -> None:
@@ -181,6 +186,8 @@ class Trainer:
         for index, parameter in enumerate(self._parameters):
             for name, value in self._optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).clone()
+        if self._mean is not None:
+            tensors |= {f"mean.{name}": tensor.clone() for name, tensor in self._mean.tensors.items()}
         # The state names its step inside the same file, so that no crash can leave the two apart.
         scratch = folder / f".{_STATE}.new"
         metadata = {"step": str(self.step), "seconds": repr(self._seconds), "best": repr(self.best_score)}
@@ -237,6 +244,10 @@ class Trainer:
                 if saved is None or saved.shape != parameter.shape:
                     raise InvalidInput("state", f"no parameter of shape {tuple(parameter.shape)}", "the same settings")
                 parameter.copy_(saved)
+            # What has no mean yet, a checkpoint to begin with among it, begins one here.
+            present = self.meta.tensors()
+            for name, mean in self._mean.tensors.items() if self._mean is not None else ():
+                mean.copy_(tensors.get(f"mean.{name}", present[name]))
 
     def _loop(self, outer: OuterSettings) -> OuterLoop | InContextLoop:
         if self._in_context:

@@ -82,16 +82,20 @@ def _values(trainer: Trainer) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.meta.tensors().items()}
 
 
-def test_a_resumed_run_continues_bit_for_bit(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
-    make_trainer("straight").run()
+@pytest.mark.parametrize("mean_steps", [0, 3])
+def test_a_resumed_run_continues_bit_for_bit(
+    mean_steps: int, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    outer = {**CONFIG["outer"], "mean_steps": mean_steps}
+    make_trainer("straight", outer=outer).run()
 
-    first = make_trainer("resumed")
+    first = make_trainer("resumed", outer=outer)
     for _ in range(2):
         first.train_step()
     first.save()
     # A killed run may have gone on after its last saved state: that work is done again.
     first.train_step()
-    second = make_trainer("resumed")
+    second = make_trainer("resumed", outer=outer)
     second.resume()
     assert second.step == 2
     second.run()
@@ -172,6 +176,28 @@ def test_a_run_leaves_a_checkpoint_that_encodes_and_answers(
     assert model.checkpoint_name == "run"
     encoded = model.encode("The code of amber acorn is 12345.")
     assert model.answer(encoded.adapter, "What is the code of amber acorn?", max_tokens=3).completion_tokens <= 3
+
+
+def test_the_mean_of_the_last_steps_is_what_a_run_leaves(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    earlier = make_trainer("earlier")
+    earlier.train_step()
+    trainer = make_trainer(outer={**CONFIG["outer"], "mean_steps": 3})
+    trainer.start_from(earlier.checkpoint())
+    expected = _values(earlier)
+    torch.testing.assert_close(trainer.checkpoint().tensors, expected, rtol=0, atol=0)
+    # All so far weigh the same until there are three, and a third is new from then on.
+    for share in (1 / 2, 1 / 3, 1 / 3, 1 / 3):
+        trainer.train_step()
+        expected = {name: (1 - share) * expected[name] + share * value for name, value in _values(trainer).items()}
+        torch.testing.assert_close(trainer.checkpoint().tensors, expected)
+    trainer.save()
+    assert load_checkpoint(tmp_path / "run").fingerprint == trainer.checkpoint().fingerprint
+
+    # A run that took no mean before takes one from where it is.
+    earlier.save()
+    resumed = make_trainer("earlier", outer={**CONFIG["outer"], "mean_steps": 3})
+    resumed.resume()
+    torch.testing.assert_close(resumed.checkpoint().tensors, _values(earlier), rtol=0, atol=0)
 
 
 def test_the_base_stays_as_it_is(make_trainer: Callable[..., Trainer]) -> None:
