@@ -49,7 +49,8 @@ def enlarge(
         InvalidInput: the rank or the steps would be fewer than they are, or more than settings allow.
     """
     lora, inner = checkpoint.settings.lora, checkpoint.settings.inner
-    rank, steps = rank or lora.rank, steps or inner.steps
+    rank = lora.rank if rank is None else rank
+    steps = inner.steps if steps is None else steps
     for name, value, least in [("rank", rank, lora.rank), ("steps", steps, inner.steps)]:
         if value < least:
             raise InvalidInput(name, str(value), f"at least the checkpoint's {least}")

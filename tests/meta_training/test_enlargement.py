@@ -83,6 +83,7 @@ def test_the_seed_decides_what_is_new(model: PerkModel) -> None:
     ("asked", "message"),
     [
         ({"rank": 3}, "rank: got 3, expected at least the checkpoint's 4"),
+        ({"rank": 0}, "rank: got 0, expected at least the checkpoint's 4"),
         ({"steps": 1}, "steps: got 1, expected at least the checkpoint's 2"),
         ({"rank": 1025}, r"lora\.rank: got 1025, expected .*1024"),
         ({"steps": 65}, r"inner\.steps: got 65, expected .*64"),
