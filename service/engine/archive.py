@@ -13,6 +13,9 @@ from service.errors import StorageFull, is_disk_full
 
 __all__ = ["pack_folder"]
 
+# Mode of the files that come out of the archive.
+_READABLE = 0o644
+
 
 async def pack_folder(fill: Callable[[Path], Awaitable[None]]) -> bytes:
     """Let `fill` write files into an empty folder, and return them as a zip archive.
@@ -37,5 +40,8 @@ def _zip(folder: Path) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                archive.write(path, path.relative_to(folder).as_posix())
+                # Without the time of writing: the same files are the same archive, whenever and wherever it is made.
+                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())
+                entry.external_attr = _READABLE << 16
+                archive.writestr(entry, path.read_bytes())
     return buffer.getvalue()
