@@ -115,6 +115,8 @@ class RedisConnection:
         if not self.available:
             raise _unavailable()
         async with self._slots:
+            # What a cancelled task does to clean up is not cancelled again.
+            cancelled = _cancellations()
             try:
                 return await operation(self.client)
             except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
@@ -142,6 +144,10 @@ class RedisConnection:
             except RedisError as error:
                 self._count("other")
                 raise StoreError(f"Redis: {type(error).__name__}") from None
+            finally:
+                if _cancellations() > cancelled:
+                    # The client swallows a cancellation that comes as a command ends.
+                    raise asyncio.CancelledError
 
     async def watch(self, on_return: Callable[[], None]) -> None:
         """While Redis is away, look for it at growing intervals; runs until cancelled.
@@ -183,3 +189,8 @@ class RedisConnection:
 
 def _unavailable() -> StoreUnavailable:
     return StoreUnavailable("Redis cannot be reached; this replica answers from what it has at hand")
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

@@ -54,8 +54,6 @@ class _Held:
         self.progress: Mapping[str, Any] | None = None
         self.news = asyncio.Event()
         self.renewing: asyncio.Task[None] | None = None
-        # Beside cancelling, which a command of Redis may swallow as it ends.
-        self.over = False
 
 
 class RedisLeases:
@@ -103,7 +101,6 @@ class RedisLeases:
         if held is None:
             return
         self._store.tokens.pop(document_id, None)
-        held.over = True
         if held.renewing is not None:
             held.renewing.cancel()
             await asyncio.wait({held.renewing})
@@ -161,8 +158,6 @@ class RedisLeases:
             except StoreError:
                 # Should it end meanwhile, it is taken up again as long as no one else has.
                 is_ours = 1
-            if held.over:
-                return
             if not is_ours:
                 break
             await asyncio.sleep(_TELL_SECONDS)

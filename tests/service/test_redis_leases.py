@@ -51,7 +51,6 @@ def test_a_lease_is_renewed_and_ends_with_its_holder(redis: Any) -> None:
             held = one.leases._held[make_record().id]
             assert held.renewing is not None
             # As if the process were gone.
-            held.over = True
             held.renewing.cancel()
 
             async def taken_over() -> bool:
