@@ -50,6 +50,9 @@ class OuterSettings(_Settings):
     """Learning rates fall by a cosine to this share of their peak at the last step."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the meta-gradient."""
+    batch_clip: float | None = Field(default=None, gt=0)
+    """Largest norm of what each batch adds to the meta-gradient; None: any. Gradients of a task that is new can be ten
+    times those of tasks long learned, which then are forgotten."""
     mean_steps: int = Field(default=0, ge=0)
     """Ship the exponential mean of the parameters over about so many outer steps, or over all while there are fewer; 0:
     ship the last ones. With few documents a step, much of each step is noise."""

@@ -130,11 +130,12 @@ class Trainer:
         batches = self._batches(drawn.documents)
         own = batches[self._processes.index :: self._processes.count]
         sums = torch.zeros(6, dtype=torch.float64, device=self.base.device)
+        gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         for batch in own:
             sums += torch.tensor(self._differentiate(batch), dtype=torch.float64, device=sums.device)
-        for parameter in self._parameters:
-            assert parameter.grad is not None
-            parameter.grad = self._processes.total(parameter.grad) / len(batches)
+            self._take_gradients(gradients)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = self._processes.total(gradient) / len(batches)
         *means, tokens, questions = self._processes.total(sums).tolist()
         result = OuterResult(*(value / len(batches) for value in means))
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.outer.clip)
@@ -265,6 +266,15 @@ class Trainer:
     def _batches(self, documents: Sequence[Document]) -> list[Sequence[Document]]:
         size = self.settings.outer.documents
         return [documents[start : start + size] for start in range(0, len(documents), size)]
+
+    def _take_gradients(self, into: Sequence[Tensor]) -> None:
+        """Add one batch's gradient to `into`, no larger than a batch's may be, and leave none behind."""
+        if self.settings.outer.batch_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.outer.batch_clip)
+        for gradient, parameter in zip(into, self._parameters, strict=True):
+            assert parameter.grad is not None
+            gradient += parameter.grad
+            parameter.grad = None
 
     def _differentiate(self, documents: Sequence[Document]) -> list[float]:
         """Add the gradient of one batch; returns what it measured, its tokens and its questions."""

@@ -28,6 +28,8 @@ _OPENING, _OPENING_SHARE, _FROM_OPENING = 10, 0.5, 2
 _ORDERED_SHARE = 0.5
 # Byte-pair encoders order their tokens by frequency: a word that is one of the first so many says little.
 _COMMON, _COMMON_WEIGHT = 1000, 0.1
+# A word weighs so much less each time that it has asked for its sentence, so that few turns still ask by most words.
+_AGAIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,14 @@ def cue_segments(
     counts = Counter(word.lower() for part in parts for word in set(part.words))
     vocabulary = {word for part in parts for word in part.words}
     weights = {word: _rarity(word, tokenizer) / counts[word.lower()] for word in vocabulary}
+    by_part = [{word: weights[word] for word in part.words} for part in parts]
     rng = random.Random("\n".join(sentence for given in paragraphs for sentence in given))
     segments = []
     for turn in turns:
-        for part in parts:
-            cue = _draw(part.words, weights, rng.randint(*words), rng)
+        for part, own in zip(parts, by_part, strict=True):
+            cue = _draw(part.words, own, rng.randint(*words), rng)
+            for word in cue:
+                own[word] *= _AGAIN
             if part.opening and rng.random() < _OPENING_SHARE:
                 cue = _draw(part.opening, weights, rng.randint(1, _FROM_OPENING), rng) + cue
             prompt = templates.prompt.format(question=f"{' '.join(cue)}?")

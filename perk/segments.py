@@ -62,18 +62,16 @@ def document_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: P
     chosen = settings.segments
     if not (chosen.cues or chosen.line_cues):
         return split_segments(text, tokenizer, chosen)
-    lines = _whole_lines(text, tokenizer)
-    alone: list[_Line] = []
-    prose: list[_Line] = []
-    for line in lines:
-        (alone if len(sentences(line[0])) == 1 else prose).append(line)
+    lines = [(line, sentences(line[0])) for line in _whole_lines(text, tokenizer)]
+    alone = [(line, parts) for line, parts in lines if len(parts) == 1]
+    prose = [(line, parts) for line, parts in lines if len(parts) > 1]
     # A turn that no step takes is no use.
     turns = range(settings.inner.steps)
     line_turns, prose_turns = turns[: 2 * chosen.line_cues], turns[: chosen.cues]
-    standing = _read(alone, tokenizer, chosen)
+    standing = _read([line for line, _ in alone], tokenizer, chosen)
 
-    def ask(asked: list[_Line], turns: range, words: tuple[int, int]) -> list[Segment]:
-        paragraphs = [sentences(line) for line, _ in asked]
+    def ask(asked: list[tuple[_Line, list[str]]], turns: range, words: tuple[int, int]) -> list[Segment]:
+        paragraphs = [parts for _, parts in asked]
         return cue_segments(
             paragraphs, tokenizer, settings.templates, turns=turns, words=words, max_tokens=chosen.max_tokens
         )
@@ -84,7 +82,7 @@ def document_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: P
         *(
             ask(prose, prose_turns, SENTENCE_WORDS)
             if prose_turns
-            else _read(prose, tokenizer, chosen, first=len(standing) + 1)
+            else _read([line for line, _ in prose], tokenizer, chosen, first=len(standing) + 1)
         ),
     ]
 

@@ -200,6 +200,20 @@ def test_the_mean_of_the_last_steps_is_what_a_run_leaves(make_trainer: Callable[
     torch.testing.assert_close(resumed.checkpoint().tensors, _values(earlier), rtol=0, atol=0)
 
 
+def test_no_batch_adds_more_to_a_step_than_its_clip(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    outer = {**CONFIG["outer"], "documents": 1, "accumulation": 2, "clip": 100.0}
+    for name, clip in (("free", None), ("wide", 100.0), ("narrow", 1e-2)):
+        make_trainer(name, outer={**outer, "batch_clip": clip}).train_step()
+    assert _without_seconds(tmp_path / "free") == _without_seconds(tmp_path / "wide")
+    (free,), (narrow,) = _log(tmp_path / "free"), _log(tmp_path / "narrow")
+    assert float(free["gradient_norm"]) > 0.1
+    # Two gradients of the same size that are not the same have a smaller mean.
+    assert 1e-3 < float(narrow["gradient_norm"]) < 1e-2
+
+    make_trainer("alone", outer={**outer, "accumulation": 1, "batch_clip": 1e-2}).train_step()
+    assert float(_log(tmp_path / "alone")[0]["gradient_norm"]) == pytest.approx(1e-2, rel=0.02)
+
+
 def test_the_base_stays_as_it_is(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
     before = {name: tensor.clone() for name, tensor in trainer.base.model.state_dict().items()}

@@ -23,6 +23,7 @@ PROSE = [
 ]
 TEMPLATES = TemplateSettings(prompt="{question}\nSupport:", support=" {support}\nAnswer:")
 TURNS = 5
+RARE = ("Keeper", "lantern", "tower")
 
 
 def _cues(
@@ -64,10 +65,20 @@ def test_turns_ask_by_other_words_and_runs_by_the_same(tiny_tokenizer: PreTraine
 
 
 def test_words_that_no_other_sentence_has_are_drawn_first(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    prose = [[f"{name} is a keeper of the lamp that stands upon the reef." for name in ("Agnes", "Boris", "Clara")]]
-    segments = _cues(tiny_tokenizer, prose, turns=range(40))
+    prose = [[f"Keeper{number} is a keeper of the lamp that stands upon the reef." for number in range(40)]]
+    segments = _cues(tiny_tokenizer, prose, turns=range(1))
     named = sum(_texts(s, tiny_tokenizer)[1].split()[0] in _texts(s, tiny_tokenizer)[0].split() for s in segments)
     assert named > 0.6 * len(segments), "by chance less than half would have the one word that differs"
+
+
+def test_few_turns_ask_by_most_words(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    lines = [[f"Keeper{number} left the lantern{number} in tower{number}."] for number in range(40)]
+    asked: dict[str, list[str]] = {}
+    for segment in _cues(tiny_tokenizer, lines, turns=range(2), words=(2, 2)):
+        prompt, line = _texts(segment, tiny_tokenizer)
+        asked.setdefault(line, []).extend(prompt.removesuffix("?\nSupport:").split())
+    found = sum(f"{word}{number}" in cue for number, cue in enumerate(asked.values()) for word in RARE)
+    assert found > 0.9 * len(RARE) * len(lines), "drawn anew each time, one in seven would never ask for its line"
 
 
 def test_a_long_sentence_is_asked_for_piece_by_piece(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
