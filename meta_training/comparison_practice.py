@@ -8,6 +8,7 @@ has suffered by it, and comes back.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ import torch
 from meta_training.answer_loss import AnswerLoss
 from meta_training.tasks.comparison import draw_comparison
 from meta_training.tasks.student_records import StudentRecords
+from meta_training.trainer import DivergenceError
 from perk.base_model import BaseModel
 from perk.checkpoint import Checkpoint
 from perk.errors import InvalidInput
@@ -59,6 +61,7 @@ def practise_comparisons(
 
     Raises:
         InvalidInput: the checkpoint answers without telling a support first.
+        DivergenceError: the loss is not finite.
     """
     if model.settings.templates.support is None:
         raise InvalidInput("checkpoint", repr(model.checkpoint.name), "one that tells the support before the answer")
@@ -75,6 +78,8 @@ def practise_comparisons(
         batch = [_segment(rng, model.base, model.settings.templates) for _ in range(comparisons)]
         adapter = theta.detach() + changes[step % _REGISTERS].to(theta.device)
         loss, exact, gradient = loss_of(adapter[None], [batch])
+        if not math.isfinite(loss):
+            raise DivergenceError(f"step {step + 1} of {steps}: loss {loss} at rate {rate}: try a smaller one")
         theta.grad = gradient[0]
         torch.nn.utils.clip_grad_norm_([theta], 1.0)
         optimizer.step()

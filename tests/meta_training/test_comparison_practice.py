@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from meta_training.__main__ import application
 from meta_training.comparison_practice import practise_comparisons
+from meta_training.trainer import DivergenceError
 from perk import PerkModel
 from perk.checkpoint import Checkpoint, load_checkpoint
 from perk.errors import InvalidInput
@@ -44,6 +45,11 @@ def test_the_same_seed_gives_the_same_checkpoint(model: PerkModel) -> None:
     one, same, other = (practise_comparisons(model, steps=2, comparisons=4, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.tensors["initial"], same.tensors["initial"])
     assert not torch.equal(one.tensors["initial"], other.tensors["initial"])
+
+
+def test_a_rate_that_is_too_high_is_told(model: PerkModel) -> None:
+    with pytest.raises(DivergenceError, match=r"step 2 of 3: loss nan at rate 1e\+30: try a smaller one"):
+        practise_comparisons(model, steps=3, comparisons=2, rate=1e30)
 
 
 def test_answers_without_support_have_no_place_for_a_comparison(model: PerkModel) -> None:
