@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
@@ -139,10 +140,15 @@ def make_data_command(
     source: Annotated[
         str | None, typer.Option(help="Folder or hub id of a question set, instead of the published one.")
     ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value of another option that the task has in a configuration.")
+    ] = None,
     split: Annotated[_Split, typer.Option(help="dev is never trained on.")] = _Split.dev,
     base: Annotated[str, typer.Option(help="Base model whose tokeniser counts the tokens.")] = DEFAULT_BASE,
 ) -> None:
     """Write generated documents and questions."""
+    named = {"records": records, "questions": questions, "source": source}
+    options = {name: value for name, value in named.items() if value is not None} | _task_options(option or ())
     lines = make_data(
         task,
         out,
@@ -150,13 +156,24 @@ def make_data_command(
         count=count,
         seed=seed,
         position=position,
-        records=records,
-        questions=questions,
-        source=source,
         split=split.value,
         base=base,
+        options=options,
     )
     print(f"{out}: {lines} questions about {count} documents")
+
+
+def _task_options(given: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for option in given:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise InvalidInput("option", repr(option), "name=value of an option of the task")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InvalidInput("option", repr(option), "a YAML value") from error
+    return options
 
 
 @application.command("experiment")

@@ -67,4 +67,4 @@ class Curriculum:
         return [task.draw(rng, tokens=rng.randint(*tokens)) for task, tokens in islice(cycle(tasks), count)]
 
     def _build(self, mix: TaskMix, split: Split) -> Task:
-        return build_task(mix.task, split=split, count_tokens=self._count_tokens, **mix.options)
+        return build_task(mix.task, split=split, count_tokens=self._count_tokens, options=mix.options)

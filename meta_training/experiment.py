@@ -144,8 +144,8 @@ def _make_files(experiment: Experiment, base: str) -> Iterator[_File]:
                         count=data.count,
                         seed=experiment.seed,
                         position=position,
-                        questions=data.questions,
                         base=base,
+                        options={} if data.questions is None else {"questions": data.questions},
                     )
                 yield _File(path, position)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,9 @@ def make_data(
     count: int = 50,
     seed: int = 0,
     position: float | None = None,
-    records: int | None = None,
-    questions: int | None = None,
-    source: str | None = None,
     split: Split = "dev",
     base: str = DEFAULT_BASE,
+    options: Mapping[str, Any] | None = None,
 ) -> int:
     """Draw documents of a task and write their questions; returns the number of lines.
 
@@ -40,11 +39,9 @@ def make_data(
         count: number of documents.
         seed: the same seed writes the same file.
         position: place of the relevant passage, 0 to 1; None: anywhere.
-        records: exact number of students of a register, instead of `tokens`.
-        questions: most questions of a document, where the task has such a limit.
-        source: folder or hub id of a question set, instead of the published one.
         split: which half of the data to draw from; ``dev`` is never trained on.
         base: whose tokeniser counts.
+        options: of the task's own, such as `records`, as in a configuration.
 
     Raises:
         InvalidInput: a value out of range, or an option that the task does not have.
@@ -58,13 +55,11 @@ def make_data(
     if position is not None and not 0 <= position <= 1:
         raise InvalidInput("position", str(position), "from 0 to 1")
     tokenizer = load_tokenizer(base)
-    given = {"records": records, "questions": questions, "source": source}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     drawn = build_task(
         task,
         split=split,
         count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False, verbose=False)),
-        **options,
+        options=options,
     )
     rng = random.Random(f"{task}-{split}-{seed}")
     return write_documents(out, (drawn.draw(rng, tokens=tokens, position=position) for _ in range(count)))

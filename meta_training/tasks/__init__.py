@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from meta_training.document import Document, Question
@@ -40,7 +41,7 @@ _PRESETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 TASK_NAMES = tuple(_PRESETS)
 
 
-def build_task(name: str, *, split: Split, count_tokens: CountTokens, **options: Any) -> Task:
+def build_task(name: str, *, split: Split, count_tokens: CountTokens, options: Mapping[str, Any] | None = None) -> Task:
     """A task by its name.
 
     Args:
@@ -55,11 +56,11 @@ def build_task(name: str, *, split: Split, count_tokens: CountTokens, **options:
     if name not in _PRESETS:
         raise InvalidInput("task", repr(name), f"one of {', '.join(TASK_NAMES)}")
     kind, preset = _PRESETS[name]
-    arguments = {**preset, **options}
+    arguments = {**preset, **(options or {})}
     try:
-        inspect.signature(kind).bind(split=split, count_tokens=count_tokens, **arguments)
+        bound = inspect.signature(kind).bind(split=split, count_tokens=count_tokens, **arguments)
     except TypeError as error:
-        given = ", ".join(sorted(options)) or "none"
+        given = ", ".join(sorted(options or {})) or "none"
         raise InvalidInput("options", given, f"those of task {name} ({error})") from error
-    task: Task = kind(split=split, count_tokens=count_tokens, **arguments)
+    task: Task = kind(**bound.arguments)
     return task

@@ -64,11 +64,11 @@ def test_a_position_is_refused(tmp_path: Path, count_words: CountTokens) -> None
 
 
 def test_a_task_is_built_by_name_with_its_options(tmp_path: Path, count_words: CountTokens) -> None:
-    task = build_task("json-lines", split="train", count_tokens=count_words, path=str(_file(tmp_path, 3)))
+    task = build_task("json-lines", split="train", count_tokens=count_words, options={"path": str(_file(tmp_path, 3))})
     assert task.name == "json-lines"
     with pytest.raises(InvalidInput, match=r"options: got none, expected those of task json-lines .*path"):
         build_task("json-lines", split="train", count_tokens=count_words)
     with pytest.raises(InvalidInput, match=r"options: got records, expected those of task key-value .*records"):
-        build_task("key-value", split="train", count_tokens=count_words, records=3)
+        build_task("key-value", split="train", count_tokens=count_words, options={"records": 3})
     with pytest.raises(InvalidInput, match="task: got 'poems', expected one of student-recall, "):
         build_task("poems", split="train", count_tokens=count_words)

@@ -52,7 +52,7 @@ def test_the_same_seed_writes_the_same_file_and_another_seed_another(tiny_llama:
 
 def test_records_fix_the_number_of_students(tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "made.jsonl"
-    make_data("student-recall", out, count=4, records=6, questions=3, base=str(tiny_llama))
+    make_data("student-recall", out, count=4, base=str(tiny_llama), options={"records": 6, "questions": 3})
     documents = read_documents(out)
     assert [len(str(document.context).splitlines()) for document in documents] == [6] * 4
     assert [len(document.questions) for document in documents] == [3] * 4
@@ -74,8 +74,9 @@ def test_a_position_leaves_one_question_a_document(tiny_llama: Path, tmp_path: P
         ({"count": 0}, "count: got 0, expected at least 1"),
         ({"position": 1.5}, "position: got 1.5, expected from 0 to 1"),
         ({"position": float("nan")}, "position: got nan, expected from 0 to 1"),
-        ({"records": -1}, "records: got -1, expected 1 to"),
-        ({"task": "key-value", "records": 6}, "options: got records, expected those of task key-value"),
+        ({"options": {"records": -1}}, "records: got -1, expected 1 to"),
+        ({"task": "key-value", "options": {"records": 6}}, "options: got records, expected those of task key-value"),
+        ({"options": {"split": "train"}}, "options: got split, expected those of task student-recall"),
     ],
 )
 def test_bad_options_are_refused_by_name_and_nothing_is_written(
@@ -102,6 +103,22 @@ def test_the_command_writes_the_file_and_says_what_is_in_it(
     assert _run(monkeypatch, "make-data", "key-value", *options, "--questions", "4", "--split", "train") == 0
     assert capsys.readouterr().out == f"{out}: 8 questions about 2 documents\n"
     assert len(read_documents(out)) == 2
+
+
+def test_the_command_takes_any_option_of_the_task(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "made.jsonl"
+    made = ("make-data", "student-recall", "--out", str(out), "--count", "2", "--base", str(tiny_llama))
+    assert _run(monkeypatch, *made, "--records", "4", "--option", "by_name_share=1", "--option", "questions=5") == 0
+    questions = [question for document in read_documents(out) for question in document.questions]
+    assert len(questions) == 10
+    assert all(" named " in question.question for question in questions)
+
+    assert _run(monkeypatch, *made, "--option", "by_name_share") == 2
+    assert "option: got 'by_name_share', expected name=value" in capsys.readouterr().err
+    assert _run(monkeypatch, *made, "--option", "questions=[") == 2
+    assert "option: got 'questions=[', expected a YAML value" in capsys.readouterr().err
 
 
 def test_the_command_reports_bad_input_in_one_line(

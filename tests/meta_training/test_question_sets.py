@@ -97,7 +97,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def _task(
     task: str, folders: dict[str, Path], count_words: CountTokens, *, split: Split = "train", **options: Any
 ) -> Task:
-    return build_task(task, split=split, count_tokens=count_words, source=str(folders[task]), **options)
+    return build_task(task, split=split, count_tokens=count_words, options={"source": str(folders[task]), **options})
 
 
 def _draw(task: Task, *, tokens: int = 400, position: float | None = None) -> Iterator[Document]:
@@ -197,7 +197,9 @@ def test_the_splits_are_the_sets_own(folders: dict[str, Path], count_words: Coun
 def test_make_data_takes_a_folder(task: str, folders: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "made.jsonl"
     source = str(folders[task])
-    assert make_data(task, out, tokens=300, count=3, questions=2, source=source, base=str(tiny_llama)) >= 3
+    assert (
+        make_data(task, out, tokens=300, count=3, base=str(tiny_llama), options={"questions": 2, "source": source}) >= 3
+    )
     assert {question.task for document in read_documents(out) for question in document.questions} == {task}
 
 
@@ -205,7 +207,7 @@ def test_what_is_no_such_set_is_refused_by_name(
     folders: dict[str, Path], count_words: CountTokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InvalidInput, match=r"source: got .*nowhere, expected a question set with configuration None"):
-        build_task("squad", split="train", count_tokens=count_words, source=str(tmp_path / "nowhere"))
+        build_task("squad", split="train", count_tokens=count_words, options={"source": str(tmp_path / "nowhere")})
     with pytest.raises(InvalidInput, match="expected a question set with the columns of hotpotqa/hotpot_qa"):
         next(_draw(_task("hotpot-qa", {"hotpot-qa": folders["squad"]}, count_words)))
     with pytest.raises(InvalidInput, match="questions: got 0"):
