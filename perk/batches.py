@@ -109,9 +109,6 @@ def _micro_batch(
             own[d, loss] = torch.arange(row * length + first, row * length + size)
             targets[d, loss] = torch.tensor(segment.ids[first:])
             shares[d, loss] = 1 / (loss_weights[d] or 1)
-            if segment.loss_tokens:
-                shares[d, loss.start] *= segment.opening
-                shares[d, loss] *= segment.loss_tokens / (segment.loss_tokens - 1 + segment.opening)
             filled = loss.stop
             shares[d, filled - segment.stressed_tokens : filled] *= segment.stress
     return MicroBatch(ids=ids, positions=(own - 1).clamp(min=0), own_positions=own, targets=targets, shares=shares)

@@ -55,7 +55,6 @@ def cue_segments(
     turns: Sequence[int],
     words: tuple[int, int],
     max_tokens: int,
-    opening: float = 1.0,
 ) -> list[Segment]:
     """Ask for each sentence in a way for each turn.
 
@@ -66,7 +65,6 @@ def cue_segments(
         turns: of the inner steps that ask.
         words: fewest and most of a cue.
         max_tokens: bounds what a cue asks for.
-        opening: weight of its first token, see `Segment`.
 
     Returns:
         Segments with a cue as prefix and a sentence as text, turn after turn; the same for the same paragraphs.
@@ -88,8 +86,7 @@ def cue_segments(
                 cue = _draw(part.opening, weights, rng.randint(1, _FROM_OPENING), rng) + cue
             prompt = templates.prompt.format(question=f"{' '.join(cue)}?")
             prefix = tokenizer.encode(prompt, verbose=False)
-            ids = (*prefix, *part.ids)
-            segments.append(Segment(ids=ids, prefix_tokens=len(prefix), opening=opening, turns=(turn,)))
+            segments.append(Segment(ids=(*prefix, *part.ids), prefix_tokens=len(prefix), turns=(turn,)))
     return segments
 
 

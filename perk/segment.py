@@ -16,8 +16,6 @@ class Segment:
         prefix_tokens: how many ids at the start are the prefix, which carries no loss.
         stressed_tokens: how many ids at the end weigh `stress` times as much as the others in the loss.
         stress: their weight.
-        opening: how many times as much as the others the first id that carries loss weighs; all of them together weigh
-            what they did.
         turns: the inner steps take turns 0, 1, … and begin again; these are the ones that read it. None: every step
             does. What is read has the same text in every turn.
     """
@@ -26,7 +24,6 @@ class Segment:
     prefix_tokens: int
     stressed_tokens: int = 0
     stress: float = 1.0
-    opening: float = 1.0
     turns: tuple[int, ...] | None = None
 
     @property

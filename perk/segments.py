@@ -73,13 +73,7 @@ def document_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: P
     def ask(asked: list[tuple[_Line, list[str]]], turns: range, words: tuple[int, int]) -> list[Segment]:
         paragraphs = [parts for _, parts in asked]
         return cue_segments(
-            paragraphs,
-            tokenizer,
-            settings.templates,
-            turns=turns,
-            words=words,
-            max_tokens=chosen.max_tokens,
-            opening=chosen.opening_weight,
+            paragraphs, tokenizer, settings.templates, turns=turns, words=words, max_tokens=chosen.max_tokens
         )
 
     return [

@@ -83,16 +83,13 @@ class SegmentSettings(_Settings):
     prefix: str = "doc_{index}: "
     """Names the segment; carries no loss. ``{index}`` is the segment's running number, from 1."""
 
-    # Left out where they are as before there were any: fingerprints of the checkpoints without cues do not change.
+    # Left out where it is zero: fingerprints of the checkpoints without cues do not change.
     cues: int = Field(default=0, ge=0, le=64, exclude_if=lambda value: value == 0)
     """How many ways to ask for each sentence by some of its words, instead of reading the text as it stands; the inner
     steps take them in turn. 0: read it as it stands, as in the paper."""
     line_cues: int = Field(default=0, ge=0, le=32, exclude_if=lambda value: value == 0)
     """How many ways to ask for each line of a single sentence (a record, a fact), in every second inner step; the steps
     between read it as it stands. 0: all of them do."""
-    opening_weight: float = Field(default=1.0, ge=1, le=100, exclude_if=lambda value: value == 1)
-    """How many times as much as its other tokens the first token of what `cues` and `line_cues` ask for weighs in the
-    inner loss: it is what a cue has to find, and the others follow from it."""
 
     @model_validator(mode="after")
     def _prefix_formats(self) -> SegmentSettings:

@@ -69,13 +69,6 @@ def test_a_micro_batch_has_at_most_the_limit_unless_it_is_one_segment_of_each(
         assert batch.ids.numel() <= token_limit or batch.ids.shape[0] == len(documents)
 
 
-def test_an_opening_weighs_more_and_its_segment_as_much_as_without() -> None:
-    segments = [Segment(ids=(1, 2, 3, 4, 5), prefix_tokens=1, opening=5.0), Segment(ids=(6,) * 5, prefix_tokens=1)]
-    (batch,) = make_micro_batches([segments], token_limit=100, pad_id=PAD)
-    expected = torch.tensor([[2.5, 0.5, 0.5, 0.5, 1, 1, 1, 1]]) / 8
-    torch.testing.assert_close(batch.shares, expected)
-
-
 def test_segments_of_one_length_fill_the_limit() -> None:
     segments = [Segment(ids=(1,) * 10, prefix_tokens=2)] * 7
     batches = make_micro_batches([segments], token_limit=30, pad_id=PAD)
