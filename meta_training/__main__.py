@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -148,7 +148,7 @@ def make_data_command(
 ) -> None:
     """Write generated documents and questions."""
     named = {"records": records, "questions": questions, "source": source}
-    options = {name: value for name, value in named.items() if value is not None} | _task_options(option or ())
+    options = {name: value for name, value in named.items() if value is not None} | _read_options(option or ())
     lines = make_data(
         task,
         out,
@@ -161,19 +161,6 @@ def make_data_command(
         options=options,
     )
     print(f"{out}: {lines} questions about {count} documents")
-
-
-def _task_options(given: Sequence[str]) -> dict[str, Any]:
-    options = {}
-    for option in given:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise InvalidInput("option", repr(option), "name=value of an option of the task")
-        try:
-            options[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InvalidInput("option", repr(option), "a YAML value") from error
-    return options
 
 
 @application.command("experiment")
@@ -197,16 +184,32 @@ def report_command(
 def _read_tags(tags: Sequence[str]) -> dict[str, str | int | float | bool]:
     """Names and values; a value that JSON reads as a number or a truth value is one."""
     read: dict[str, str | int | float | bool] = {}
-    for tag in tags:
-        name, equals, value = tag.partition("=")
-        if not (name and equals and value):
-            raise InvalidInput("tag", repr(tag), "name=value")
+    for name, value in _pairs("tag", tags):
         try:
             parsed = json.loads(value)
         except json.JSONDecodeError:
             parsed = value
         read[name] = parsed if isinstance(parsed, bool | int | float) else value
     return read
+
+
+def _read_options(options: Sequence[str]) -> dict[str, Any]:
+    """Names and values, which are YAML as in a configuration."""
+    read = {}
+    for name, value in _pairs("option", options):
+        try:
+            read[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InvalidInput("option", repr(f"{name}={value}"), "a YAML value") from error
+    return read
+
+
+def _pairs(field: str, given: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise InvalidInput(field, repr(pair), "name=value")
+        yield name, value
 
 
 def main() -> None:
