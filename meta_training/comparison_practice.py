@@ -61,7 +61,7 @@ def practise_comparisons(
 
     Raises:
         InvalidInput: the checkpoint answers without telling a support first.
-        DivergenceError: the loss is not finite.
+        DivergenceError: the loss or its gradient is not finite.
     """
     if model.settings.templates.support is None:
         raise InvalidInput("checkpoint", repr(model.checkpoint.name), "one that tells the support before the answer")
@@ -78,10 +78,10 @@ def practise_comparisons(
         batch = [_segment(rng, model.base, model.settings.templates) for _ in range(comparisons)]
         adapter = theta.detach() + changes[step % _REGISTERS].to(theta.device)
         loss, exact, gradient = loss_of(adapter[None], [batch])
-        if not math.isfinite(loss):
-            raise DivergenceError(f"step {step + 1} of {steps}: loss {loss} at rate {rate}: try a smaller one")
         theta.grad = gradient[0]
-        torch.nn.utils.clip_grad_norm_([theta], 1.0)
+        norm = torch.nn.utils.clip_grad_norm_([theta], 1.0)
+        if not (math.isfinite(loss) and bool(norm.isfinite())):
+            raise DivergenceError(f"step {step + 1} of {steps}: loss {loss} at rate {rate}: try a smaller one")
         optimizer.step()
         schedule.step()
         if report is not None:

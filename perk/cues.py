@@ -8,7 +8,9 @@ B.) So inner steps may ask for every sentence by other words of it, in the templ
 
 from __future__ import annotations
 
+import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ _ORDERED_SHARE = 0.5
 _COMMON, _COMMON_WEIGHT = 1000, 0.1
 # A word weighs so much less each time that it has asked for its sentence, so that few turns still ask by most words.
 _AGAIN = 0.1
+_LEAST = sys.float_info.min
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def cue_segments(
     for turn in turns:
         for part, own in zip(parts, by_part, strict=True):
             cue = _draw(part.words, own, rng.randint(*words), rng)
-            for word in cue:
+            for word in set(cue):
                 own[word] *= _AGAIN
             if part.opening and rng.random() < _OPENING_SHARE:
                 cue = _draw(part.opening, weights, rng.randint(1, _FROM_OPENING), rng) + cue
@@ -113,7 +116,8 @@ def _rarity(word: str, tokenizer: PreTrainedTokenizerBase) -> float:
 
 def _draw(words: Sequence[str], weights: dict[str, float], count: int, rng: random.Random) -> list[str]:
     """So many of the words, the heavier the likelier; now and then in the order that they have."""
-    # The largest of u^(1/w) are a weighted sample without replacement (Efraimidis and Spirakis 2006).
-    keys = [rng.random() ** (1 / weights[word]) for word in words]
+    # The largest of u^(1/w) are a weighted sample without replacement (Efraimidis and Spirakis 2006). As logarithms:
+    # the powers of words that weigh little would all be zero, and their order that of the sentence.
+    keys = [math.log(rng.random() or _LEAST) / weights[word] for word in words]
     drawn = sorted(range(len(words)), key=lambda index: -keys[index])[:count]
     return [words[index] for index in (sorted(drawn) if rng.random() < _ORDERED_SHARE else drawn)]

@@ -56,11 +56,12 @@ def build_task(name: str, *, split: Split, count_tokens: CountTokens, options: M
     if name not in _PRESETS:
         raise InvalidInput("task", repr(name), f"one of {', '.join(TASK_NAMES)}")
     kind, preset = _PRESETS[name]
-    arguments = {**preset, **(options or {})}
+    own = dict(options or {})
+    arguments = {**preset, **own}
     try:
         bound = inspect.signature(kind).bind(split=split, count_tokens=count_tokens, **arguments)
     except TypeError as error:
-        given = ", ".join(sorted(options or {})) or "none"
+        given = ", ".join(sorted(own)) or "none"
         raise InvalidInput("options", given, f"those of task {name} ({error})") from error
     task: Task = kind(**bound.arguments)
     return task

@@ -196,10 +196,8 @@ def test_the_splits_are_the_sets_own(folders: dict[str, Path], count_words: Coun
 @pytest.mark.parametrize("task", _MADE)
 def test_make_data_takes_a_folder(task: str, folders: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "made.jsonl"
-    source = str(folders[task])
-    assert (
-        make_data(task, out, tokens=300, count=3, base=str(tiny_llama), options={"questions": 2, "source": source}) >= 3
-    )
+    options = {"questions": 2, "source": str(folders[task])}
+    assert make_data(task, out, tokens=300, count=3, base=str(tiny_llama), options=options) >= 3
     assert {question.task for document in read_documents(out) for question in document.questions} == {task}
 
 

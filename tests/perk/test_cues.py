@@ -81,6 +81,21 @@ def test_few_turns_ask_by_most_words(tiny_tokenizer: PreTrainedTokenizerFast) ->
     assert found > 0.9 * len(RARE) * len(lines), "drawn anew each time, one in seven would never ask for its line"
 
 
+def test_words_that_have_all_asked_often_are_drawn_by_chance_not_by_their_place(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    line = "one two six ten elf oak ivy fir."
+    segments = _cues(tiny_tokenizer, [[line]], turns=range(64), words=(1, 1))
+    words = [_texts(segment, tiny_tokenizer)[0].removesuffix("?\nSupport:") for segment in segments]
+    assert set(Counter(words).values()) == {8}, "each as often as the others"
+    assert words[48:56] != words[56:], "in the same order"
+
+
+def test_a_sentence_of_one_word_is_asked_for_in_every_turn(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    segments = _cues(tiny_tokenizer, [["ha " * 20 + "ha."]], turns=range(64), words=SENTENCE_WORDS)
+    assert len(segments) == 64
+
+
 def test_a_long_sentence_is_asked_for_piece_by_piece(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     long = " ".join(f"word{index}" for index in range(40)) + "."
     segments = [segment for segment in _cues(tiny_tokenizer, [[long]], max_tokens=16) if segment.turns == (0,)]
