@@ -19,7 +19,7 @@ from meta_training.tasks.background import Background, as_passages
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.story_teller import tell_story
 from meta_training.tasks.task import CountTokens, Split
-from meta_training.tasks.whereabouts import derive_questions, walk_back
+from meta_training.tasks.whereabouts import derive_questions, read_back
 from perk.errors import InvalidInput
 
 __all__ = ["BabiLong"]
@@ -118,7 +118,7 @@ class BabiLong:
         fact_tokens = sum(self._count_tokens(line) + 1 for line in lines)
         prose = self._background.sentences(rng, max(tokens - fact_tokens, 0))
         if position is not None:
-            placed = sorted(self._support(asked, facts)) if self._kind == "events" else range(len(lines))
+            placed = sorted(asked.support) if self._kind == "events" else range(len(lines))
             context = _placed(lines, placed, prose, position)
         else:
             if self._kind == "events":
@@ -140,7 +140,7 @@ class BabiLong:
 
     def _support(self, asked: Asked, facts: Sequence[str]) -> Sequence[int]:
         # Event numbers make each step back a look-up of the number below; a raw story has none.
-        return walk_back(facts, asked.support) if self._kind == "events" and self._facts > 1 else asked.support
+        return read_back(facts, asked.support) if self._kind == "events" and self._facts > 1 else asked.support
 
 
 def _numbered(facts: tuple[str, ...]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from meta_training.document import Document, Question
 from meta_training.exchange import read_documents
 from meta_training.tasks.cloze import cloze_questions
-from meta_training.tasks.sentences import supporting_sentence
+from meta_training.tasks.sentences import read_up_to, supporting_sentence
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
@@ -61,12 +61,16 @@ class NaturalQuestions:
         return Document(tuple(others), chosen[0][1])
 
     def _made(self, paragraph: str, rng: random.Random) -> list[Question]:
-        return [replace(q, task=self.name) for q in cloze_questions(paragraph, rng, count=self._cloze)]
+        return [_recalled(q, paragraph) for q in cloze_questions(paragraph, rng, count=self._cloze)]
 
 
 def _as_asked(question: Question, paragraph: str) -> Question:
-    """Typed into a search box, without capital or question mark: put both; and the sentence with the answer."""
+    """Typed into a search box, without capital or question mark: put both; and the paragraph up to the answer."""
     text = question.question.strip().rstrip("?")
     asked = f"{text[:1].upper()}{text[1:]}?"
     support = question.support or supporting_sentence(paragraph, (question.answer, *question.answers))
-    return replace(question, question=asked, support=support, task="nq")
+    return _recalled(replace(question, question=asked, support=support), paragraph)
+
+
+def _recalled(question: Question, paragraph: str) -> Question:
+    return replace(question, support=read_up_to(paragraph, question.support), task="nq")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from perk.sentences import sentences
 
-__all__ = ["passage_sentences", "sentence_at", "split_title", "supporting_sentence"]
+__all__ = ["passage_sentences", "read_up_to", "sentence_at", "split_title", "supporting_sentence"]
 
+# Characters of a line that surely fit into one segment of 256 tokens.
+_LONGEST = 900
 _TITLE = re.compile(r"([^.]{2,60})\. ")
 
 
@@ -48,3 +50,20 @@ def sentence_at(passage: str, start: int) -> tuple[str, ...]:
         if begin <= start < end:
             return (sentence,)
     return ()
+
+
+def read_up_to(passage: str, support: Sequence[str]) -> tuple[str, ...]:
+    """The passage from where each supporting sentence's line begins to the end of the sentence.
+
+    What was read is recalled from its beginning: a question finds that of a paragraph, which names what it is about,
+    and each sentence follows from the one before. Far into a long line, which segments may have cut, the sentence
+    stands alone.
+    """
+    return tuple(_read_up_to(passage, sentence) for sentence in support)
+
+
+def _read_up_to(passage: str, sentence: str) -> str:
+    start = passage.index(sentence)
+    end = start + len(sentence)
+    line = passage.rfind("\n", 0, start) + 1
+    return passage[line if end - line <= _LONGEST else start : end]

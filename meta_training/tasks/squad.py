@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from meta_training.document import Question
 from meta_training.tasks.multi_document import MultiDocument, Sample
-from meta_training.tasks.sentences import sentence_at
+from meta_training.tasks.sentences import read_up_to, sentence_at
 
 __all__ = ["Squad"]
 
 
 class Squad(MultiDocument):
-    """A paragraph with all its questions; the sentence that an answer was marked in supports it."""
+    """A paragraph with all its questions; up to the sentence that an answer was marked in, it supports it."""
 
     name = "squad"
     published = "rajpurkar/squad"
@@ -25,7 +25,10 @@ class Squad(MultiDocument):
             end += 1
         questions = tuple(
             Question(
-                row["question"].strip(), texts[0], tuple(dict.fromkeys(texts[1:])), sentence_at(context, starts[0])
+                row["question"].strip(),
+                texts[0],
+                tuple(dict.fromkeys(texts[1:])),
+                read_up_to(context, sentence_at(context, starts[0])),
             )
             for row in (self.rows[number] for number in range(first, end))
             # The second edition has questions without an answer.

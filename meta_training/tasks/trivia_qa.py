@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from meta_training.document import Question
 from meta_training.tasks.multi_document import MultiDocument, Sample
-from meta_training.tasks.sentences import supporting_sentence
+from meta_training.tasks.sentences import read_up_to, supporting_sentence
 
 __all__ = ["TriviaQA"]
 
@@ -34,8 +34,9 @@ class TriviaQA(MultiDocument):
         relevant = next((passage for passage, support in supports.items() if support), None)
         if relevant is None:
             return None
+        support = read_up_to(relevant, supports[relevant])
         return Sample(
-            questions=(Question(row["question"].strip(), accepted[0], accepted[1:], supports[relevant]),),
+            questions=(Question(row["question"].strip(), accepted[0], accepted[1:], support),),
             relevant=(relevant,),
             others=tuple(passage for passage, support in supports.items() if not support)[:_OTHERS],
         )

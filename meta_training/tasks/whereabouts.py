@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from meta_training.tasks.babi_stories import Asked
 
-__all__ = ["derive_questions", "walk_back"]
+__all__ = ["derive_questions", "read_back"]
 
 _MOVE = re.compile(r"^(\w+) (?:went back|went|moved|travelled|journeyed) to the (\w+)\.$")
 _TAKE = re.compile(r"^(\w+) (?:got|took|grabbed|picked up) the (\w+)")
@@ -80,25 +80,22 @@ def derive_questions(facts: Sequence[str], supporting: int, *, in_order: bool) -
     return [question for name, thing in told.items() for question in _places_before(facts, name, thing)]
 
 
-def walk_back(facts: Sequence[str], support: Sequence[int]) -> tuple[int, ...]:
-    """The way through an actor's own facts from what was done with a thing back to where it then was.
+def read_back(facts: Sequence[str], support: Sequence[int]) -> tuple[int, ...]:
+    """All facts, actor after actor and the last of each first; then those that support a question.
 
-    bAbI's support goes from the last taking or dropping straight to a move: which of many facts that is takes knowing
-    all of them at once. Step by step each is the one before: from the dropping on, or, as long as the thing is held,
-    from the last that its holder did.
+    A fact that begins with its actor and number is found by these, not by the thing it ends with. So who has a thing
+    is no look-up: everyone's facts are recalled from what they begin with, each by the number below the one before,
+    until none is left. What answers the question is then at hand.
 
     Args:
         facts: of a story, in its order, none after the question.
-        support: of a question of QA2 or QA3: the taking or dropping, then one move or two, the earliest last.
+        support: of a question of QA2 or QA3.
 
     Returns:
-        Indices of facts: the taking or dropping, then those on the way, the last of `support` at its end.
+        Indices of facts: those of the first actor by name backwards, of the second, and so on; then `support`.
     """
-    handled, end = support[0], support[-1]
-    actor = facts[handled].split()[0]
-    start = handled if _DROP.match(facts[handled]) else len(facts)
-    way = (i for i in range(start - 1, end - 1, -1) if i != handled and facts[i].split()[0] == actor)
-    return (handled, *way)
+    backwards = range(len(facts) - 1, -1, -1)
+    return (*sorted(backwards, key=lambda index: facts[index].split()[0]), *support)
 
 
 def _places_before(facts: Sequence[str], name: str, thing: _Thing) -> list[Asked]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meta_training.tasks.sentences import sentence_at, split_title, supporting_sentence
+from meta_training.tasks.sentences import read_up_to, sentence_at, split_title, supporting_sentence
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,12 @@ def test_the_sentence_at_a_place_is_found_among_equal_ones() -> None:
     assert sentence_at(passage, passage.rindex("lit")) == (lit,)
     assert sentence_at(passage, len(passage) - 1) == (put_out,)
     assert sentence_at(passage, len(passage)) == ()
+
+
+def test_a_passage_is_read_from_where_a_sentence_s_line_begins() -> None:
+    lit, put_out = (f"The great lamp of the reef was {done} by the keeper." for done in ("lit", "put out"))
+    passage = f"Corrin Lighthouse.  {lit} {put_out}\n{put_out}\nIt is old."
+    assert read_up_to(passage, (lit, "It is old.")) == (f"Corrin Lighthouse.  {lit}", "It is old.")
+    assert read_up_to(passage, ()) == ()
+    long_line = "It stands there. " * 80
+    assert read_up_to(long_line + lit, (lit,)) == (lit,), "the segment that holds it begins elsewhere"
