@@ -115,12 +115,15 @@ def _read(
     lines: Sequence[_Line], tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings, first: int = 1
 ) -> list[Segment]:
     """Segments that read lines, given with their tokens, as they stand, in their order, numbered from `first`."""
+    # Byte-pair encoders take a space into the word behind it: after a prefix without one, the text begins with it.
+    lead = " " if settings.prefix and not settings.prefix[-1].isspace() else ""
     pieces: list[list[int]] = []
-    for line, tokens in lines:
+    for line, alone in lines:
+        tokens = _tokens(lead + line, tokenizer) if lead else alone
         if len(tokens) <= settings.max_tokens:
             pieces.append(tokens)
         else:
-            pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens))
+            pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens, lead))
     segments = []
     for index, piece in enumerate(pieces, start=first):
         prefix = _tokens(settings.prefix.format(index=index), tokenizer)
@@ -132,20 +135,20 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
-def _pack(parts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[list[int]]:
-    """Join sentences while they fit; cut a sentence that is longer than a segment."""
+def _pack(parts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int, lead: str) -> list[list[int]]:
+    """Join sentences while they fit; cut a sentence that is longer than a segment. Each piece begins with `lead`."""
     pieces: list[list[int]] = []
     current = ""
     for sentence in parts:
-        joined = f"{current} {sentence}" if current else sentence
+        joined = f"{current} {sentence}" if current else lead + sentence
         if len(_tokens(joined, tokenizer)) <= limit:
             current = joined
             continue
         if current:
             pieces.append(_tokens(current, tokenizer))
-        tokens = _tokens(sentence, tokenizer)
+        tokens = _tokens(lead + sentence, tokenizer)
         if len(tokens) <= limit:
-            current = sentence
+            current = lead + sentence
         else:
             pieces.extend(tokens[start : start + limit] for start in range(0, len(tokens), limit))
             current = ""

@@ -85,6 +85,20 @@ def test_each_prefix_carries_its_segments_running_number(
     assert prefixes == [f"part {number} of many: " for number in (1, 2, 3)]
 
 
+def test_after_a_prefix_without_a_space_each_segment_begins_with_one(
+    tiny_tokenizer: PreTrainedTokenizerFast, register: str
+) -> None:
+    """So the first token is the one that a question's support begins with."""
+    sentences = ["Mary went to the kitchen.", "Then John moved to the garden."]
+    for text, max_tokens, pieces in (
+        (register, 128, register.split("\n")),
+        (" ".join(sentences), 12, sentences),
+    ):
+        assert _texts(text, tiny_tokenizer, prefix="Support: ", max_tokens=max_tokens) == pieces
+        led = [f" {piece}" for piece in pieces]
+        assert _texts(text, tiny_tokenizer, prefix="Support:", max_tokens=max_tokens) == led
+
+
 def test_a_prefix_may_be_empty(tiny_tokenizer: PreTrainedTokenizerFast, register: str) -> None:
     segments = split_segments(register, tiny_tokenizer, SegmentSettings(prefix=""))
     assert [segment.prefix_tokens for segment in segments] == [0, 0, 0]
@@ -96,15 +110,15 @@ def test_the_first_token_carries_loss_only_after_a_prefix() -> None:
     assert Segment(ids=(5,), prefix_tokens=0).loss_tokens == 0
 
 
-@given(text=TEXTS, max_tokens=MAX_TOKENS)
+@given(text=TEXTS, max_tokens=MAX_TOKENS, prefix=st.sampled_from(["doc_{index}: ", "doc_{index}:"]))
 def test_every_character_is_kept_once_and_in_order(
-    text: str, max_tokens: int, tiny_tokenizer: PreTrainedTokenizerFast
+    text: str, max_tokens: int, prefix: str, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     try:
         normal = normalise(text)
     except InvalidInput:
         return
-    segments = split_segments(normal, tiny_tokenizer, SegmentSettings(max_tokens=max_tokens))
+    segments = split_segments(normal, tiny_tokenizer, SegmentSettings(max_tokens=max_tokens, prefix=prefix))
     ids = [token for segment in segments for token in segment.ids[segment.prefix_tokens :]]
     assert _without_space(str(tiny_tokenizer.decode(ids))) == _without_space(normal)
     assert all(1 <= len(segment.ids) - segment.prefix_tokens <= max_tokens for segment in segments)
