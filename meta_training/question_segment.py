@@ -15,13 +15,13 @@ def question_segment(
 ) -> Segment:
     """The prompt without loss, then the support, the answer and the end token.
 
-    Tokens of the derivation and of the answer, the end token among them, weigh `answer_weight` times as much as those
-    of the support.
+    Tokens of the derivation, of the mark that ends the support and of the answer, the end token among them, weigh
+    `answer_weight` times as much as those of the support.
     """
     prompt = base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False)
     text = templates.target(question.answer, question.grounds)
     target = base.tokenizer.encode(text, add_special_tokens=False)
-    end = templates.answer.format(answer=question.answer)
+    end = (templates.support_end or "") + templates.answer.format(answer=question.answer)
     if question.derivation and templates.support is not None:
         end = text[text.rindex(question.derivation) :]
     stressed = base.tokenizer.encode(end, add_special_tokens=False)

@@ -57,8 +57,8 @@ class OuterSettings(_Settings):
     """Ship the exponential mean of the parameters over about so many outer steps, or over all while there are fewer; 0:
     ship the last ones. With few documents a step, much of each step is noise."""
     answer_weight: float = Field(default=1.0, gt=0)
-    """How much a token of an answer, and of its derivation, weighs in the loss against one of the support before it: a
-    `Yes` after two whole records is a sixtieth of the tokens and all of the question."""
+    """How much a token of an answer, of the mark before it and of a derivation weighs in the loss against one of the
+    support: a `Yes` after two whole records is a sixtieth of the tokens and all of the question."""
     token_limit: int = Field(default=1024, ge=64)
     """Most tokens of a micro-batch."""
     graph_tokens: int = Field(default=4096, ge=0)

@@ -112,7 +112,13 @@ class BabiLong:
             rename = renaming(rng)
             lines = [rename(line) for line in lines]
             questions = [
-                replace(q, question=rename(q.question), answer=rename(q.answer), support=tuple(map(rename, q.support)))
+                replace(
+                    q,
+                    question=rename(q.question),
+                    answer=rename(q.answer),
+                    support=tuple(map(rename, q.support)),
+                    derivation=rename(q.derivation),
+                )
                 for q in questions
             ]
         fact_tokens = sum(self._count_tokens(line) + 1 for line in lines)
@@ -135,12 +141,12 @@ class BabiLong:
         return tell_story(rng, facts=count, supporting=self._facts, in_order=self._kind == "raw")
 
     def _question(self, asked: Asked, facts: Sequence[str], lines: Sequence[str]) -> Question:
-        support = tuple(lines[index] for index in self._support(asked, facts))
-        return Question(question=asked.question, answer=asked.answer, support=support, task=self.name)
-
-    def _support(self, asked: Asked, facts: Sequence[str]) -> Sequence[int]:
-        # Event numbers make each step back a look-up of the number below; a raw story has none.
-        return read_back(facts, asked.support) if self._kind == "events" and self._facts > 1 else asked.support
+        support = tuple(lines[index] for index in asked.support)
+        told = Question(question=asked.question, answer=asked.answer, support=support, task=self.name)
+        if self._kind == "raw" or self._facts == 1:
+            return told
+        # What event numbers make it possible to look up comes first; what follows from it is told as a step of its own.
+        return replace(told, support=tuple(lines[index] for index in read_back(facts)), derivation="\n".join(support))
 
 
 def _numbered(facts: tuple[str, ...]) -> list[str]:

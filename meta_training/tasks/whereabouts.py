@@ -80,22 +80,20 @@ def derive_questions(facts: Sequence[str], supporting: int, *, in_order: bool) -
     return [question for name, thing in told.items() for question in _places_before(facts, name, thing)]
 
 
-def read_back(facts: Sequence[str], support: Sequence[int]) -> tuple[int, ...]:
-    """All facts, actor after actor and the last of each first; then those that support a question.
+def read_back(facts: Sequence[str]) -> list[int]:
+    """All facts, actor after actor and the last of each first.
 
     A fact that begins with its actor and number is found by these, not by the thing it ends with. So who has a thing
     is no look-up: everyone's facts are recalled from what they begin with, each by the number below the one before,
-    until none is left. What answers the question is then at hand.
+    until none is left.
 
     Args:
         facts: of a story, in its order, none after the question.
-        support: of a question of QA2 or QA3.
 
     Returns:
-        Indices of facts: those of the first actor by name backwards, of the second, and so on; then `support`.
+        Indices of facts: those of the first actor by name backwards, then of the second, and so on.
     """
-    backwards = range(len(facts) - 1, -1, -1)
-    return (*sorted(backwards, key=lambda index: facts[index].split()[0]), *support)
+    return sorted(range(len(facts) - 1, -1, -1), key=lambda index: facts[index].split()[0])
 
 
 def _places_before(facts: Sequence[str], name: str, thing: _Thing) -> list[Asked]:

@@ -105,7 +105,7 @@ def test_three_facts_tell_where_a_thing_was_before(count_words: CountTokens) -> 
     (question,) = document.questions
     assert question.question == "Where was the milk before the garden?"
     assert question.answer == "kitchen"
-    assert [re.sub(r"Actor\d+", "A", line) for line in question.support[-3:]] == [
+    assert [re.sub(r"Actor\d+", "A", line) for line in question.derivation.splitlines()] == [
         "A Event 1: A got the milk.",
         "A Event 3: A went to the garden.",
         "A Event 2: A moved to the kitchen.",
@@ -189,7 +189,8 @@ def test_a_position_places_the_supporting_facts(position: float, facts: int, cou
         document = task.draw(random.Random(seed), tokens=3000, position=position)
         (question,) = document.questions
         lines = _text(document).splitlines()
-        places = [lines.index(line) for line in question.support[-facts:]]
+        needed = question.derivation.splitlines() or question.support
+        places = [lines.index(line) for line in needed]
         assert max(places) - min(places) == len(places) - 1, "the supporting facts stand together"
         before = count_words("\n".join(lines[: min(places)])) / count_words(_text(document))
         assert abs(before - position) < 0.15
@@ -255,15 +256,14 @@ def test_invented_stories_fit_the_asked_length_and_are_for_training_alone(facts:
         assert "Actor" not in _text(document), "none of the data set's own"
         assert 150 < count_words(_text(document)) < 230
         for question in document.questions:
-            read_back = question.support[:-facts]
-            if facts == 1:
-                assert not read_back
-            else:
-                # All that everyone did, backwards to the first, before what answers the question.
+            needed = question.derivation.splitlines() or question.support
+            assert len(needed) == facts
+            assert needed[-1].endswith(f"the {question.answer}.")
+            assert all(line in _text(document).splitlines() for line in needed)
+            if facts > 1:
+                # All that everyone did, backwards to the first, is recalled before.
                 events = [line for line in _text(document).splitlines() if _EVENT.fullmatch(line)]
-                assert sorted(read_back) == sorted(events)
-                order = [(line.split()[0], -int(line.split()[2].rstrip(":"))) for line in read_back]
+                assert sorted(question.support) == sorted(events)
+                order = [(line.split()[0], -int(line.split()[2].rstrip(":"))) for line in question.support]
                 assert order == sorted(order)
-            assert all(line in _text(document).splitlines() for line in question.support)
-            assert question.support[-1].endswith(f"the {question.answer}.")
         assert asked.draw(random.Random(seed), tokens=200) == told.draw(random.Random(seed), tokens=200)

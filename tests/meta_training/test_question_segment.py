@@ -31,12 +31,12 @@ def test_a_target_recalls_what_supports_the_answer_first(tiny_llama: Path) -> No
     assert target == " Mary went to the kitchen.\nAnswer: kitchen"
 
 
-def test_answers_weigh_what_they_are_said_to_and_supports_one(tiny_llama: Path) -> None:
+def test_answers_and_the_mark_before_them_weigh_what_they_are_said_to_and_supports_one(tiny_llama: Path) -> None:
     base = load_base_model(str(tiny_llama), device="cpu")
     question = Question("Where is Mary?", "kitchen", support=("Mary went to the kitchen.",))
     templates = TemplateSettings(support=" {support}\nAnswer:")
     segment = question_segment(question, base, templates, answer_weight=4)
-    assert base.tokenizer.decode(segment.ids[-segment.stressed_tokens : -1]) == " kitchen"
+    assert base.tokenizer.decode(segment.ids[-segment.stressed_tokens : -1]) == "\nAnswer: kitchen"
     (batch,) = make_micro_batches([[segment]], token_limit=1024, pad_id=base.eos_id)
     shares = batch.shares[0]
     assert float(shares.sum()) == pytest.approx(1)

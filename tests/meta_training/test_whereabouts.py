@@ -75,7 +75,7 @@ def test_nothing_is_asked_about_a_thing_whose_place_was_never_said() -> None:
     assert _derived(("Ann took the lamp.", "Ann went to the barn.", "Ann dropped the lamp."), 3) == {}
 
 
-def test_all_facts_are_read_back_actor_by_actor_and_then_those_that_answer() -> None:
+def test_facts_are_read_back_actor_by_actor() -> None:
     facts = (
         "Ben moved to the barn.",
         "Ann picked up the lamp.",
@@ -83,5 +83,5 @@ def test_all_facts_are_read_back_actor_by_actor_and_then_those_that_answer() -> 
         "Ben got the milk.",
         "Ann dropped the lamp.",
     )
-    assert read_back(facts, (4, 2)) == (4, 2, 1, 3, 0, 4, 2)
-    assert read_back((), ()) == ()
+    assert read_back(facts) == [4, 2, 1, 3, 0]
+    assert read_back(()) == []
