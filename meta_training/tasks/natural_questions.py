@@ -8,7 +8,7 @@ from dataclasses import replace
 from meta_training.document import Document, Question
 from meta_training.exchange import read_documents
 from meta_training.tasks.cloze import cloze_questions
-from meta_training.tasks.sentences import read_up_to, supporting_sentence
+from meta_training.tasks.sentences import supporting_sentence, whole_lines
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
@@ -65,7 +65,7 @@ class NaturalQuestions:
 
 
 def _as_asked(question: Question, paragraph: str) -> Question:
-    """Typed into a search box, without capital or question mark: put both; and the paragraph up to the answer."""
+    """Typed into a search box, without capital or question mark: put both; and the paragraph with the answer."""
     text = question.question.strip().rstrip("?")
     asked = f"{text[:1].upper()}{text[1:]}?"
     support = question.support or supporting_sentence(paragraph, (question.answer, *question.answers))
@@ -73,4 +73,4 @@ def _as_asked(question: Question, paragraph: str) -> Question:
 
 
 def _recalled(question: Question, paragraph: str) -> Question:
-    return replace(question, support=read_up_to(paragraph, question.support), task="nq")
+    return replace(question, support=whole_lines(paragraph, question.support), task="nq")

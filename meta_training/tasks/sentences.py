@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from perk.sentences import sentences
 
-__all__ = ["passage_sentences", "read_up_to", "sentence_at", "split_title", "supporting_sentence"]
+__all__ = ["passage_sentences", "sentence_at", "split_title", "supporting_sentence", "whole_lines"]
 
 # Characters of a line that surely fit into one segment of 256 tokens.
 _LONGEST = 900
@@ -52,18 +52,17 @@ def sentence_at(passage: str, start: int) -> tuple[str, ...]:
     return ()
 
 
-def read_up_to(passage: str, support: Sequence[str]) -> tuple[str, ...]:
-    """The passage from where each supporting sentence's line begins to the end of the sentence.
+def whole_lines(passage: str, support: Sequence[str]) -> tuple[str, ...]:
+    """The lines of a passage that hold the supporting sentences.
 
-    What was read is recalled from its beginning: a question finds that of a paragraph, which names what it is about,
-    and each sentence follows from the one before. Far into a long line, which segments may have cut, the sentence
-    stands alone.
+    What was read as one is recalled as one: a question finds the beginning of a paragraph, which names what it is
+    about, each sentence follows from the one before, and where to stop is told by nothing but the end. Of a line that
+    is too long to be one segment the sentence stands alone.
     """
-    return tuple(_read_up_to(passage, sentence) for sentence in support)
+    return tuple(dict.fromkeys(_whole_line(passage, sentence) for sentence in support))
 
 
-def _read_up_to(passage: str, sentence: str) -> str:
+def _whole_line(passage: str, sentence: str) -> str:
     start = passage.index(sentence)
-    end = start + len(sentence)
-    line = passage.rfind("\n", 0, start) + 1
-    return passage[line if end - line <= _LONGEST else start : end]
+    line = passage[passage.rfind("\n", 0, start) + 1 :].partition("\n")[0]
+    return line if len(line) <= _LONGEST else sentence

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from meta_training.document import Question
 from meta_training.tasks.multi_document import MultiDocument, Sample
-from meta_training.tasks.sentences import read_up_to, sentence_at
+from meta_training.tasks.sentences import sentence_at, whole_lines
 
 __all__ = ["Squad"]
 
 
 class Squad(MultiDocument):
-    """A paragraph with all its questions; up to the sentence that an answer was marked in, it supports it."""
+    """A paragraph with all its questions, which it supports."""
 
     name = "squad"
     published = "rajpurkar/squad"
@@ -28,7 +28,7 @@ class Squad(MultiDocument):
                 row["question"].strip(),
                 texts[0],
                 tuple(dict.fromkeys(texts[1:])),
-                read_up_to(context, sentence_at(context, starts[0])),
+                whole_lines(context, sentence_at(context, starts[0])),
             )
             for row in (self.rows[number] for number in range(first, end))
             # The second edition has questions without an answer.

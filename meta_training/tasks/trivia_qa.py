@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from meta_training.document import Question
 from meta_training.tasks.multi_document import MultiDocument, Sample
-from meta_training.tasks.sentences import read_up_to, supporting_sentence
+from meta_training.tasks.sentences import supporting_sentence, whole_lines
 
 __all__ = ["TriviaQA"]
 
@@ -34,7 +34,7 @@ class TriviaQA(MultiDocument):
         relevant = next((passage for passage, support in supports.items() if support), None)
         if relevant is None:
             return None
-        support = read_up_to(relevant, supports[relevant])
+        support = whole_lines(relevant, supports[relevant])
         return Sample(
             questions=(Question(row["question"].strip(), accepted[0], accepted[1:], support),),
             relevant=(relevant,),

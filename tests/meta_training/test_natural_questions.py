@@ -79,12 +79,12 @@ def test_training_may_ask_more_than_people_did(count_words: CountTokens) -> None
 
 
 @pytest.mark.usefixtures("data_root")
-def test_the_support_is_the_paragraph_up_to_the_answer(count_words: CountTokens) -> None:
+def test_the_support_is_the_paragraph_with_the_answer(count_words: CountTokens) -> None:
     for seed in SEEDS:
         document = NaturalQuestions(split="train", count_tokens=count_words).draw(random.Random(seed), tokens=60)
         for question in document.questions:
             (support,) = question.support
-            assert any(passage.startswith(support) for passage in document.context)
+            assert support in document.context
             assert any(answer in support for answer in (question.answer, *question.answers))
 
 

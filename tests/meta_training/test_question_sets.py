@@ -123,15 +123,15 @@ def test_every_question_is_answered_by_a_passage_and_supported_in_its_words(
     assert max(numbers) == 4
 
 
-def test_a_hotpot_question_has_its_two_paragraphs_each_recalled_from_its_title_to_the_fact(
+def test_a_hotpot_question_has_its_two_paragraphs_in_the_order_of_the_facts(
     folders: dict[str, Path], count_words: CountTokens
 ) -> None:
     document = next(_draw(_task("hotpot-qa", folders, count_words, questions=1), tokens=60))
     (question,) = document.questions
     number = question.answer.removeprefix("lake tra")
     assert question.support == (
-        f"River tra {number}\nIt flows. It ends in lake tra{number}.",
-        f"Bridge tra {number}\nIt crosses river tra {number}.",
+        f"River tra {number}\nIt flows. It ends in lake tra{number}. Boats go there.",
+        f"Bridge tra {number}\nIt crosses river tra {number}. It is long.",
     )
     titles = [passage.splitlines()[0] for passage in document.context]
     assert {f"Bridge tra {number}", f"River tra {number}", f"Plain tra {number}"} <= set(titles)
@@ -147,8 +147,7 @@ def test_a_squad_paragraph_comes_with_all_its_answerable_questions(
         year = int(passage.split(" in ")[1][:4])
         expected = {"When was it built?": str(year)} | ({} if year % 2 else {"Who built it?": "monks"})
         assert {question.question: question.answer for question in document.questions} == expected
-        read_up_to = passage[: passage.index(" no house.") + len(" no house.")]
-        assert {question.support for question in document.questions} == {(read_up_to,)}
+        assert {question.support for question in document.questions} == {(passage,)}
         seen.add(year % 2)
     assert seen == {0, 1}
 
@@ -161,8 +160,9 @@ def test_a_trivia_question_is_passed_over_where_no_page_holds_an_accepted_answer
         number = int(question.answer.removeprefix("Doctor tra"))
         assert number % 3
         assert question.answers == (f"Dr tra{number}",)
-        before = "What some of the people say here is never a sure thing."
-        assert question.support == (f"{before} The inventor of thing tra{number} was Dr TRA{number}, of course.",)
+        (support,) = question.support
+        assert support.startswith("What some of the people say here is never a sure thing. The inventor of thing tra")
+        assert any(support in passage.splitlines() for passage in document.context)
 
 
 @pytest.mark.parametrize("task", _MADE)

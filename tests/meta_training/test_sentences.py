@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meta_training.tasks.sentences import read_up_to, sentence_at, split_title, supporting_sentence
+from meta_training.tasks.sentences import sentence_at, split_title, supporting_sentence, whole_lines
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,11 @@ def test_the_sentence_at_a_place_is_found_among_equal_ones() -> None:
     assert sentence_at(passage, len(passage)) == ()
 
 
-def test_a_passage_is_read_from_where_a_sentence_s_line_begins() -> None:
+def test_a_sentence_is_recalled_with_its_line() -> None:
     lit, put_out = (f"The great lamp of the reef was {done} by the keeper." for done in ("lit", "put out"))
-    passage = f"Corrin Lighthouse.  {lit} {put_out}\n{put_out}\nIt is old."
-    assert read_up_to(passage, (lit, "It is old.")) == (f"Corrin Lighthouse.  {lit}", "It is old.")
-    assert read_up_to(passage, ()) == ()
-    long_line = "It stands there. " * 80
-    assert read_up_to(long_line + lit, (lit,)) == (lit,), "the segment that holds it begins elsewhere"
+    lines = (f"Corrin Lighthouse.  {lit} {put_out}", put_out, "It is old.")
+    passage = "\n".join(lines)
+    assert whole_lines(passage, (lit, "It is old.")) == (lines[0], lines[2])
+    assert whole_lines(passage, (lit, put_out)) == (lines[0],)
+    assert whole_lines(passage, ()) == ()
+    assert whole_lines("It stands there. " * 80 + lit, (lit,)) == (lit,), "segments cut a line that is so long"
