@@ -16,12 +16,13 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from meta_training.average import average
-from meta_training.comparison_practice import practise_comparisons
 from meta_training.enlargement import enlarge
 from meta_training.evaluate import evaluate
 from meta_training.experiment import read_experiment, run_experiment
 from meta_training.make_data import MAKEABLE_TASKS, make_data
+from meta_training.practice import practise
 from meta_training.report import report
+from meta_training.settings import read_settings
 from meta_training.trainer import run_training
 from perk.base_model import DEFAULT_BASE
 from perk.checkpoint import load_checkpoint
@@ -56,24 +57,26 @@ def train_command(
     run_training(config, overrides or (), resume=resume, start=loaded)
 
 
-@application.command("practise-comparisons")
-def practise_comparisons_command(
+@application.command("practise")
+def practise_command(
+    config: Annotated[Path, typer.Option(help="YAML file of a run: its seed and stages say what is asked.")],
     checkpoint: Annotated[str, typer.Option(help="Folder, or the name of a shipped checkpoint, to begin with.")],
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
-    steps: Annotated[int, typer.Option(min=1, help="Of the initialisation.")] = 70,
-    comparisons: Annotated[int, typer.Option(min=1, help="Of each step.")] = 128,
+    steps: Annotated[int, typer.Option(min=1, help="Of the initialisation.")] = 50,
+    questions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 64,
     rate: Annotated[float, typer.Option(min=0, help="Learning rate at its highest.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same comparisons.")] = 0,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.")] = None,
 ) -> None:
-    """Learn how two values compare, without documents; meta-training goes on from there (train --start)."""
+    """Learn to answer from a support that is given; meta-training goes on from there (train --start)."""
+    settings = read_settings(config, overrides or ())
     with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[score]}")) as progress:
-        bar = progress.add_task("comparisons", total=steps, score="")
+        bar = progress.add_task("practice", total=steps, score="")
 
         def report(loss: float, exact: float) -> None:
             progress.update(bar, advance=1, score=f"loss {loss:.3f}, exact {exact:.0%}")
 
         model = PerkModel.load(checkpoint)
-        learned = practise_comparisons(model, steps=steps, comparisons=comparisons, rate=rate, seed=seed, report=report)
+        learned = practise(model, settings, steps=steps, questions=questions, rate=rate, report=report)
     learned.save(out)
 
 

@@ -124,10 +124,11 @@ def _read(
             pieces.append(tokens)
         else:
             pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens, lead))
+    end = _tokens(settings.end, tokenizer)
     segments = []
     for index, piece in enumerate(pieces, start=first):
         prefix = _tokens(settings.prefix.format(index=index), tokenizer)
-        segments.append(Segment(ids=(*prefix, *piece), prefix_tokens=len(prefix)))
+        segments.append(Segment(ids=(*prefix, *piece, *end), prefix_tokens=len(prefix)))
     return segments
 
 

@@ -81,9 +81,13 @@ class SegmentSettings(_Settings):
     max_tokens: int = Field(default=128, ge=8)
     """Longest segment, its prefix not counted."""
     prefix: str = "doc_{index}: "
-    """Names the segment; carries no loss. ``{index}`` is the segment's running number, from 1."""
+    """Names the segment; carries no loss. ``{index}`` is the segment's running number, from 1. Where it does not end in
+    a space, the text begins with one: a text is recalled best in the form in which it was read, after a prompt."""
 
-    # Left out where it is zero: fingerprints of the checkpoints without cues do not change.
+    # What follows is left out where it is empty: fingerprints of the checkpoints without it do not change.
+    end: str = Field(default="", exclude_if=lambda value: value == "")
+    """Ends each segment's text, as part of it, so that recall learns where to stop: a line break, where one follows
+    each support."""
     cues: int = Field(default=0, ge=0, le=64, exclude_if=lambda value: value == 0)
     """How many ways to ask for each sentence by some of its words, instead of reading the text as it stands; the inner
     steps take them in turn. 0: read it as it stands, as in the paper."""

@@ -10,9 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from meta_training.tasks.students import draw_student
-
-__all__ = ["Comparison", "RelatedField", "draw_comparison", "draw_relation_field"]
+__all__ = ["Comparison", "RelatedField", "draw_relation_field"]
 
 RelatedField = Literal["grade", "major", "school", "year"]
 
@@ -21,7 +19,6 @@ _SAME: dict[RelatedField, str] = {
     "school": "study at the same school",
     "year": "study in the same year",
 }
-_NEAR_GRADES = 9
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,3 @@ class Comparison:
 def draw_relation_field(rng: random.Random) -> RelatedField:
     """Grade in half of the cases: which of two numbers is higher is harder than whether two words are the same."""
     return "grade" if rng.random() < 0.5 else rng.choice(("major", "school", "year"))
-
-
-def draw_comparison(rng: random.Random) -> Comparison:
-    """Two values of random students: as often Yes as No, and a third of the grades within 9 of one another."""
-    field = draw_relation_field(rng)
-    wanted, near = rng.random() < 0.5, rng.random() < 1 / 3
-    while True:
-        first, second = (getattr(draw_student(rng, number=0), field) for _ in range(2))
-        comparison = Comparison(field, first, first if field != "grade" and wanted else second)
-        if comparison.holds == wanted and not (field == "grade" and near and abs(first - second) > _NEAR_GRADES):
-            return comparison

@@ -99,6 +99,11 @@ def test_after_a_prefix_without_a_space_each_segment_begins_with_one(
         assert _texts(text, tiny_tokenizer, prefix="Support:", max_tokens=max_tokens) == led
 
 
+def test_each_segment_ends_as_it_is_told_to(tiny_tokenizer: PreTrainedTokenizerFast, register: str) -> None:
+    assert _texts(register, tiny_tokenizer, end="\n") == [f"{record}\n" for record in register.split("\n")]
+    assert "end" not in SegmentSettings().model_dump(), "fingerprints of checkpoints without it stay"
+
+
 def test_a_prefix_may_be_empty(tiny_tokenizer: PreTrainedTokenizerFast, register: str) -> None:
     segments = split_segments(register, tiny_tokenizer, SegmentSettings(prefix=""))
     assert [segment.prefix_tokens for segment in segments] == [0, 0, 0]
