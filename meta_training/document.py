@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from perk.segments import join_passages
+
 __all__ = ["Document", "Question"]
 
 
@@ -39,3 +41,8 @@ class Document:
 
     context: str | tuple[str, ...]
     questions: tuple[Question, ...]
+
+    @property
+    def text(self) -> str:
+        """The context as one text, of which passages are paragraphs."""
+        return self.context if isinstance(self.context, str) else join_passages(self.context)

@@ -17,7 +17,6 @@ from meta_training.in_context import MAX_ANSWER_TOKENS, in_context_question
 from meta_training.retrieval import PassageIndex
 from meta_training.scoring import OUTPUT_END, Scores
 from perk import AnswerRequest, PerkModel
-from perk.segments import join_passages
 
 __all__ = ["Method", "evaluate", "score_documents"]
 
@@ -61,7 +60,7 @@ def score_documents(
     # A document in each prompt: one row at a time, as memory goes by rows times length.
     rows_at_once = 1 if method in ("ft-icr", "in-context", "retrieval") else _ROWS
     for document in track(documents, description=method, console=console, disable=console is None):
-        context = document.context if isinstance(document.context, str) else join_passages(document.context)
+        context = document.text
         scores.tokens.append(model.count_tokens(context))
         adapter = model.initial if method == "ft-icr" else None
         if method == "perk":

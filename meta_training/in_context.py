@@ -14,7 +14,6 @@ from meta_training.outer_loop import MetaParameters, OuterResult
 from perk.base_model import BaseModel
 from perk.lora import AdaptedModel
 from perk.segment import Segment
-from perk.segments import join_passages
 from perk.settings import TemplateSettings
 
 __all__ = ["MAX_ANSWER_TOKENS", "InContextLoop", "in_context_question"]
@@ -54,10 +53,7 @@ class InContextLoop:
 
 def in_context_question(question: str, document: Document | str, base: BaseModel, templates: TemplateSettings) -> str:
     """Document and question as one question, the document's beginning dropped where both do not fit."""
-    if isinstance(document, str):
-        context = document
-    else:
-        context = document.context if isinstance(document.context, str) else join_passages(document.context)
+    context = document if isinstance(document, str) else document.text
     tokenizer = base.tokenizer
     rest = len(tokenizer.encode(templates.prompt.format(question=f"\n\n{question}"), verbose=False))
     room = base.max_positions - MAX_ANSWER_TOKENS - _SLACK_TOKENS - rest

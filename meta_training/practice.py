@@ -25,7 +25,6 @@ from perk.checkpoint import Checkpoint
 from perk.errors import InvalidInput
 from perk.perk_model import PerkModel
 from perk.segment import Segment
-from perk.segments import join_passages
 
 __all__ = ["practise"]
 
@@ -68,7 +67,7 @@ def practise(
     curriculum = Curriculum(settings, count_tokens=model.count_tokens, documents=1)
     documents = (document for step in count() for document in curriculum.draw(step).documents)
     initial = model.checkpoint.tensors["initial"]
-    changes = [model.encode(_text(document)).adapter - initial for document in islice(documents, _ENCODED)]
+    changes = [model.encode(document.text).adapter - initial for document in islice(documents, _ENCODED)]
     asked = _asked(model, documents)
     loss_of = AnswerLoss(model.adapted, token_limit=_TOKEN_LIMIT)
     theta = initial.to(model.base.device).clone().requires_grad_()
@@ -104,7 +103,3 @@ def _asked(model: PerkModel, documents: Iterator[Document]) -> Iterator[Segment]
             segment = question_segment(question, model.base, model.settings.templates)
             given = len(segment.ids) - segment.stressed_tokens
             yield replace(segment, prefix_tokens=given, stressed_tokens=0)
-
-
-def _text(document: Document) -> str:
-    return document.context if isinstance(document.context, str) else join_passages(document.context)

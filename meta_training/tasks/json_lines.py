@@ -9,7 +9,6 @@ from meta_training.document import Document
 from meta_training.exchange import read_documents
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
-from perk.segments import join_passages
 
 __all__ = ["JsonLines"]
 
@@ -32,7 +31,7 @@ class JsonLines:
         chosen = documents[first_dev:] if split == "dev" else documents[:first_dev]
         if not chosen:
             raise InvalidInput("path", f"{Path(path).name} with one document", "at least two documents for split dev")
-        self._documents = [(document, _length(document, count_tokens)) for document in chosen]
+        self._documents = [(document, count_tokens(document.text)) for document in chosen]
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
         """One of the documents that have at most `tokens` tokens.
@@ -47,8 +46,3 @@ class JsonLines:
             shortest = min(length for _, length in self._documents)
             raise InvalidInput("tokens", str(tokens), f"at least {shortest}, the length of the shortest document")
         return rng.choice(short)
-
-
-def _length(document: Document, count_tokens: CountTokens) -> int:
-    context = document.context
-    return count_tokens(context if isinstance(context, str) else join_passages(context))

@@ -12,7 +12,6 @@ from meta_training.tasks.sentences import supporting_sentence, whole_lines
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.task import CountTokens, Split
 from perk.errors import InvalidInput
-from perk.segments import join_passages
 
 __all__ = ["NaturalQuestions"]
 
@@ -38,9 +37,8 @@ class NaturalQuestions:
         self._cloze = cloze if split == "train" else 0
         self._paragraphs: list[tuple[str, tuple[Question, ...], int]] = []
         for document in read_documents(data_file(f"nq/{split}.jsonl")):
-            text = document.context if isinstance(document.context, str) else join_passages(document.context)
-            questions = tuple(_as_asked(question, text) for question in document.questions)
-            self._paragraphs.append((text, questions, count_tokens(text)))
+            questions = tuple(_as_asked(question, document.text) for question in document.questions)
+            self._paragraphs.append((document.text, questions, count_tokens(document.text)))
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
         """At least one paragraph, then as many as fit; `position` pins the first one drawn, and asks about it alone."""

@@ -63,6 +63,5 @@ def whole_lines(passage: str, support: Sequence[str]) -> tuple[str, ...]:
 
 
 def _whole_line(passage: str, sentence: str) -> str:
-    start = passage.index(sentence)
-    line = passage[passage.rfind("\n", 0, start) + 1 :].partition("\n")[0]
+    line = next((line for line in passage.splitlines() if sentence in line), sentence)
     return line if len(line) <= _LONGEST else sentence

@@ -12,7 +12,6 @@ from meta_training.exchange import read_documents
 from meta_training.make_data import MAKEABLE_TASKS, make_data
 from perk.base_model import load_tokenizer
 from perk.errors import InvalidInput
-from perk.segments import join_passages
 
 # Published sets are made from folders in their own test.
 OF_THIS_MACHINE = sorted({*MAKEABLE_TASKS} - {"hotpot-qa", "squad", "trivia-qa"})
@@ -36,8 +35,7 @@ def test_documents_are_measured_in_tokens_of_the_base(tiny_llama: Path, tmp_path
     make_data("student-recall", out, tokens=600, count=5, base=str(tiny_llama))
     tokenizer = load_tokenizer(str(tiny_llama))
     for document in read_documents(out):
-        context = document.context if isinstance(document.context, str) else join_passages(document.context)
-        assert 500 < len(tokenizer.encode(context)) <= 600
+        assert 500 < len(tokenizer.encode(document.text)) <= 600
 
 
 def test_the_same_seed_writes_the_same_file_and_another_seed_another(tiny_llama: Path, tmp_path: Path) -> None:
