@@ -20,7 +20,7 @@ class NaturalQuestions:
     """One paragraph with its questions, or as many as fill the asked length."""
 
     def __init__(self, *, split: Split, count_tokens: CountTokens, cloze: int = 0) -> None:
-        """Read the paragraphs of a split; the study's own two files are the splits.
+        """Read the paragraphs of a split: the study's own two files; training leaves out those that both have.
 
         Args:
             split: which file.
@@ -36,7 +36,11 @@ class NaturalQuestions:
         self.name = "nq"
         self._cloze = cloze if split == "train" else 0
         self._paragraphs: list[tuple[str, tuple[Question, ...], int]] = []
-        for document in read_documents(data_file(f"nq/{split}.jsonl")):
+        documents = read_documents(data_file(f"nq/{split}.jsonl"))
+        if split == "train":
+            held_out = {document.text for document in read_documents(data_file("nq/dev.jsonl"))}
+            documents = [document for document in documents if document.text not in held_out]
+        for document in documents:
             questions = tuple(_as_asked(question, document.text) for question in document.questions)
             self._paragraphs.append((document.text, questions, count_tokens(document.text)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_the_splits_are_the_two_files(count_words: CountTokens) -> None:
         document = task.draw(random.Random(0), tokens=10_000)
         assert len(document.context) == {"train": 30, "dev": 8}[split], "all that there are"
         assert all(f"The {split} town" in paragraph for paragraph in document.context)
+
+
+def test_training_leaves_out_what_development_asks_about(data_root: Path, count_words: CountTokens) -> None:
+    train, dev = (data_root / "nq" / f"{split}.jsonl" for split in ("train", "dev"))
+    shared = {**json.loads(dev.read_text().splitlines()[0]), "question": "which of them has mills"}
+    train.write_text(train.read_text() + json.dumps(shared) + "\n")
+    document = NaturalQuestions(split="train", count_tokens=count_words).draw(random.Random(0), tokens=10_000)
+    assert len(document.context) == 30
+    assert shared["context"] not in document.context
 
 
 @pytest.mark.usefixtures("data_root")
