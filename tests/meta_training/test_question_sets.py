@@ -161,7 +161,8 @@ def test_a_trivia_question_is_passed_over_where_no_page_holds_an_accepted_answer
         assert number % 3
         assert question.answers == (f"Dr tra{number}",)
         (support,) = question.support
-        assert support.startswith("What some of the people say here is never a sure thing. The inventor of thing tra")
+        before = "What some of the people say here is never a sure thing."
+        assert support.startswith(f"{before} The inventor of thing tra{number} was Dr TRA{number}, of course. ")
         assert any(support in passage.splitlines() for passage in document.context)
 
 
