@@ -264,8 +264,10 @@ class Trainer:
         )
 
     def _batches(self, documents: Sequence[Document]) -> list[Sequence[Document]]:
+        """Documents of a step that are differentiated together: alike ones, as all are padded to the longest."""
         size = self.settings.outer.documents
-        return [documents[start : start + size] for start in range(0, len(documents), size)]
+        ordered = sorted(documents, key=_longest_grounds)
+        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
     def _take_gradients(self, into: Sequence[Tensor]) -> None:
         """Add one batch's gradient to `into`, no larger than a batch's may be, and leave none behind."""
@@ -382,6 +384,11 @@ def _rate_share(step: int, total: int, outer: OuterSettings) -> float:
         return (step + 1) / outer.warmup
     progress = (step - outer.warmup) / max(total - outer.warmup, 1)
     return outer.decay + (1 - outer.decay) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _longest_grounds(document: Document) -> int:
+    """Characters of the longest text that one of its answers is read off: what a question costs most of all."""
+    return max((len("\n".join(question.grounds)) for question in document.questions), default=0)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import meta_training.__main__ as command
+from meta_training.outer_loop import OuterLoop, OuterResult
 from meta_training.settings import TrainSettings, read_settings
 from meta_training.trainer import DivergenceError, Trainer, run_training
 from perk import BaseMismatch, CheckpointError, InvalidInput, PerkModel
@@ -212,6 +213,25 @@ def test_no_batch_adds_more_to_a_step_than_its_clip(make_trainer: Callable[..., 
 
     make_trainer("alone", outer={**outer, "accumulation": 1, "batch_clip": 1e-2}).train_step()
     assert float(_log(tmp_path / "alone")[0]["gradient_norm"]) == pytest.approx(1e-2, rel=0.02)
+
+
+def test_documents_with_long_supports_share_a_batch(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    backward = OuterLoop.backward
+
+    def noted(*arguments: Any) -> OuterResult:
+        batches.append([max(question.loss_tokens for question in questions) for questions in arguments[-1]])
+        return backward(*arguments)
+
+    monkeypatch.setattr(OuterLoop, "backward", noted)
+    # A record is several times as long as a pair of a key and a value.
+    trainer = make_trainer(outer={**CONFIG["outer"], "accumulation": 2}, stages=CONFIG["stages"][1:])
+    trainer.train_step()
+    pairs, records = batches
+    assert len(pairs) == len(records) == 2
+    assert max(pairs) < min(records)
 
 
 def test_the_base_stays_as_it_is(make_trainer: Callable[..., Trainer]) -> None:
