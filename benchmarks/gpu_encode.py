@@ -1,6 +1,6 @@
 """Encoding a document on a CUDA device: seconds and memory, ours against `peft` + autograd + AdamW.
 
-    python -m benchmarks.gpu_encode [--tokens 8192] [--rank 16] [--model Qwen2.5-0.5B] [--csv FILE]
+    python -m benchmarks.gpu_encode [--tokens 8192] [--rank 16] [--model Qwen2.5-0.5B] [--repeats 3] [--csv FILE]
 
 The paper's inner loop: adapters on all layers, segments of 256 tokens, AdamW, 4 steps, the whole vocabulary, bfloat16.
 Weights are random, of the model's shapes: time and memory do not depend on them. Both sides take the same micro-batches
@@ -42,8 +42,6 @@ _SEGMENT = 256
 _HEAD = 64
 _ALPHA = 16.0
 _STEP_SIZE = 5e-5
-# Timed runs; one goes before, in which kernels are compiled and torch's allocator sees the largest sizes.
-_REPEATS = 3
 
 # Encodes once; returns the mean NLL a token entering the first step and the last.
 _Run = Callable[[], tuple[float, float]]
@@ -83,8 +81,13 @@ def measure(
     *,
     contenders: Sequence[str] = ("ours", "peft"),
     dtype: torch.dtype = torch.bfloat16,
+    repeats: int = 3,
 ) -> list[Row]:
-    """A row for each contender."""
+    """A row for each contender.
+
+    Its seconds are the median of so many runs; one goes before, in which kernels are compiled and torch's allocator
+    sees the largest sizes.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, shape.vocabulary, (case.tokens // _SEGMENT, _SEGMENT), generator=generator)
     segments = [Segment(tuple(row), prefix_tokens=1) for row in ids.tolist()]
@@ -93,7 +96,7 @@ def measure(
         run = _CONTENDERS[name](_random_base(shape, device, dtype), segments, case)
         before, after = run()
         _reset_memory(device)
-        seconds = statistics.median(_seconds(run, device) for _ in range(_REPEATS))
+        seconds = statistics.median(_seconds(run, device) for _ in range(repeats))
         peak = torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else float("nan")
         label = torch.cuda.get_device_name() if device == "cuda" else device
         rows.append(
@@ -197,6 +200,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=4, help="inner steps")
     parser.add_argument("--model", choices=sorted(MODEL_SHAPES), default="Qwen2.5-0.5B", help="whose shapes")
     parser.add_argument("--contenders", nargs="+", choices=sorted(_CONTENDERS), default=list(_CONTENDERS), help="who")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each, after one that compiles")
     parser.add_argument("--csv", type=Path, help="file for the rows")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -207,7 +211,8 @@ def main() -> int:
         for rank in arguments.rank:
             for micro_batch in arguments.micro_batch:
                 case = Case(tokens, min(micro_batch, tokens), rank, arguments.steps)
-                for row in measure(MODEL_SHAPES[arguments.model], case, "cuda", contenders=arguments.contenders):
+                shape, options = MODEL_SHAPES[arguments.model], {"contenders": arguments.contenders}
+                for row in measure(shape, case, "cuda", **options, repeats=arguments.repeats):
                     rows.append(row)
                     print("  ".join(str(value) for value in asdict(row).values()), flush=True)
     if arguments.csv is not None:
