@@ -10,6 +10,7 @@ and start from an adapter that changes nothing, so that their losses say whether
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -187,6 +188,8 @@ def _seconds(work: Callable[[], object], device: str) -> float:
 
 def _reset_memory(device: str) -> None:
     if device == "cuda":
+        # The model and the graphs of the row before refer to themselves.
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

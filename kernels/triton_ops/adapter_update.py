@@ -37,6 +37,12 @@ _MOST_GROUPS = 4
 _ALIGNED_TENSORS = 4
 
 
+@triton.jit
+def _number(value, DTYPE: tl.constexpr):
+    """A setting in the dtype that is computed in. Unless a kernel says float64, it gets Python's numbers as float32."""
+    return tl.full((), value, DTYPE)
+
+
 @triton.jit(do_not_specialize=["first_decay", "second_decay", "first_scale", "second_scale"])
 def adamw_kernel(
     theta,
@@ -48,12 +54,12 @@ def adamw_kernel(
     new_theta,
     new_first,
     new_second,
-    first_decay,
-    second_decay,
-    first_scale,
-    second_scale,
-    weight_decay,
-    epsilon,
+    first_decay: tl.float64,
+    second_decay: tl.float64,
+    first_scale: tl.float64,
+    second_scale: tl.float64,
+    weight_decay: tl.float64,
+    epsilon: tl.float64,
     theta_d,
     gradient_d,
     first_d,
@@ -70,15 +76,18 @@ def adamw_kernel(
     if start >= end:
         return
     rate = tl.load(step_sizes + tensor).to(ACCUMULATOR)
+    decay_1, decay_2 = _number(first_decay, ACCUMULATOR), _number(second_decay, ACCUMULATOR)
+    scale_1, scale_2 = _number(first_scale, ACCUMULATOR), _number(second_scale, ACCUMULATOR)
+    floor = _number(epsilon, ACCUMULATOR)
     i = start + tl.arange(0, BLOCK)
     inside = i < end
     g = tl.load(gradient + document * gradient_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
     m = tl.load(first + document * first_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
     v = tl.load(second + document * second_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
     value = tl.load(theta + document * theta_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
-    m = g + first_decay * (m - g)
-    v = g * g + second_decay * (v - g * g)
-    move = m * first_scale / tl.sqrt(v * second_scale + epsilon * epsilon) + weight_decay * value
+    m = g + decay_1 * (m - g)
+    v = g * g + decay_2 * (v - g * g)
+    move = m * scale_1 / tl.sqrt(v * scale_2 + floor * floor) + _number(weight_decay, ACCUMULATOR) * value
     out = document * size + i
     tl.store(new_first + out, m.to(new_first.dtype.element_ty), mask=inside)
     tl.store(new_second + out, v.to(new_second.dtype.element_ty), mask=inside)
@@ -111,7 +120,7 @@ def rms_kernel(
     starts,
     sums,
     new_theta,
-    epsilon,
+    epsilon: tl.float64,
     theta_d,
     gradient_d,
     size,
@@ -133,7 +142,8 @@ def rms_kernel(
     part = tl.arange(0, BLOCK_PARTS)
     squares = tl.load(sums + (document * tensors + tensor) * parts + part, mask=part < parts, other=0.0)
     mean_square = tl.sum(squares, 0) / (end - first).to(ACCUMULATOR)
-    factor = tl.load(step_sizes + tensor).to(ACCUMULATOR) / tl.sqrt(mean_square + epsilon * epsilon)
+    floor = _number(epsilon, ACCUMULATOR)
+    factor = tl.load(step_sizes + tensor).to(ACCUMULATOR) / tl.sqrt(mean_square + floor * floor)
     i = start + tl.arange(0, BLOCK)
     inside = i < end
     g = tl.load(gradient + document * gradient_d + i, mask=inside, other=0.0).to(ACCUMULATOR)
