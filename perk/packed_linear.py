@@ -49,8 +49,17 @@ class PackedLinear:
         self._bias = bias
         self._weight = operators._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
         self._apply = operators._linear_pointwise
+        # With AVX-512 oneDNN splits the sums of a row that comes alone, where they are long.
+        pair = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
+        self._lone_is_same = torch.equal(self._product(pair[:1]), self._product(pair)[:1])
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
+        if self._lone_is_same or x.shape[:-1].numel() != 1:
+            return self._product(x)
+        pair = x.reshape(1, -1).expand(2, -1).contiguous()
+        return self._product(pair)[:1].view(*x.shape[:-1], -1)
+
+    def _product(self, x: Tensor) -> Tensor:
         y: Tensor = self._apply(x, self._weight, self._bias, "none", [], "")
         return y
