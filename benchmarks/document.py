@@ -57,7 +57,7 @@ def generate_document(model: PerkModel, tokens: int) -> str:
 
 def _count(model: PerkModel, text: str) -> int:
     """Tokens that a text has in the segments of a step, prefixes not counted."""
-    return sum(len(segment.ids) - segment.prefix_tokens for segment in model.split(text) if segment.in_first_step)
+    return sum(len(segment.ids) - segment.prefix_tokens for segment in model.split(text))
 
 
 def _record(rng: random.Random) -> str:

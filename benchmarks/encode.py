@@ -152,7 +152,7 @@ def plan_steps(
     """The micro-batches of `start_encoding` that each step reads."""
     token_limit, _ = model.encoding_limits(1, memory_budget)
     plan = InnerLoss(model.adapted, [segments], token_limit=token_limit)
-    return [[plan.batches[index] for index in plan.of_step(step)] for step in range(model.settings.inner.steps)]
+    return [plan.batches] * model.settings.inner.steps
 
 
 def _load(checkpoint: str, *, all_layers: bool, rank: int | None, steps: int | None) -> PerkModel:

@@ -164,7 +164,7 @@ class OuterLoop:
 
         Args:
             meta: what is learned.
-            documents: segments of each document, all with the same turns.
+            documents: segments of each document.
             questions: for each document, its questions: prompt as prefix, answer as text.
         """
         count = len(documents)
@@ -176,8 +176,7 @@ class OuterLoop:
             token_limit=self.token_limit,
         )
         readings = [_Reading.start(inner, batch) for batch in inner.batches]
-        unrolled = range(self.settings.steps - self.unrolled, self.settings.steps)
-        tokens = sum(inner.batches[index].ids.numel() for step in unrolled for index in inner.of_step(step))
+        tokens = self.unrolled * sum(batch.ids.numel() for batch in inner.batches)
         keep = not self.first_order and tokens <= self.graph_tokens
 
         steps, theta, losses = self._forward(meta, inner, readings, keep)
@@ -210,8 +209,7 @@ class OuterLoop:
             theta.requires_grad_()
             step = _Step(theta, torch.zeros_like(theta, requires_grad=False), moments)
             total = theta.new_zeros(documents, requires_grad=False)
-            for batch in inner.of_step(index):
-                reading = readings[batch]
+            for reading in readings:
                 if graph_kept:
                     loss, part = inner.gradient(theta, reading.prepared, reading.leaf)
                     step.gradient += part.detach()
@@ -265,8 +263,7 @@ class OuterLoop:
             adjoint = theta_part + early.get(index, 0)
             if self.first_order:
                 continue
-            for place, batch in enumerate(inner.of_step(index)):
-                reading = readings[batch]
+            for place, reading in enumerate(readings):
                 part, source = step.parts[place] if step.parts else None, step.theta
                 if part is None:
                     source = theta

@@ -33,7 +33,7 @@ from perk.checkpoint import Checkpoint, new_checkpoint
 from perk.errors import InvalidInput, PerkError
 from perk.lora import AdaptedModel
 from perk.segment import Segment
-from perk.segments import document_segments, normalise
+from perk.segments import normalise, split_segments
 from perk.settings import BaseSettings, PerkSettings
 
 __all__ = ["DivergenceError", "Trainer", "run_training"]
@@ -294,7 +294,7 @@ class Trainer:
         return len(self.base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def _segments(self, document: Document) -> list[Segment]:
-        return document_segments(normalise(document.text), self.base.tokenizer, self._perk_settings)
+        return split_segments(normalise(document.text), self.base.tokenizer, self.settings.segments)
 
     def _question(self, question: Question, document: Document) -> Segment:
         if self._in_context:

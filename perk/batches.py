@@ -55,7 +55,6 @@ def make_micro_batches(
     *,
     token_limit: int,
     pad_id: int,
-    totals: Sequence[float] | None = None,
     padding_limit: float = PADDING_LIMIT,
 ) -> list[MicroBatch]:
     """Group the segments of D documents by length.
@@ -64,16 +63,15 @@ def make_micro_batches(
         documents: segments of each document.
         token_limit: most tokens (``D·S·T``, padding included) of a micro-batch, unless one segment has more.
         pad_id: id for the padding.
-        totals: for each document, the loss weight of all that is read with these segments; None: they are all.
         padding_limit: the segments of a micro-batch are filled up to the longest; more padding than this share of it is
             worth another micro-batch.
 
     Returns:
-        Micro-batches that hold every segment once. The sum of their losses, and of what is read with them, is the mean
-        over all loss tokens of each document, a stressed one counted as often as it weighs, however they are cut.
+        Micro-batches that hold every segment once. The sum of their losses is the mean over all loss tokens of each
+        document, a stressed one counted as often as it weighs, however they are cut.
     """
     ordered = [sorted(segments, key=lambda segment: -len(segment.ids)) for segments in documents]
-    loss_weights = totals or [sum(s.loss_weight for s in segments) for segments in documents]
+    loss_weights = [sum(s.loss_weight for s in segments) for segments in documents]
     slots = max(len(segments) for segments in ordered)
     lengths = [max(len(s[slot].ids) for s in ordered if slot < len(s)) for slot in range(slots)]
     batches = []

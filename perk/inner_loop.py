@@ -79,9 +79,8 @@ class Encoding:
         self.steps = settings.steps
         self.step = 0
         self.done = False
-        read = [[segment for segment in segments if segment.in_first_step] for segments in documents]
-        self.tokens = [sum(s.loss_tokens for s in segments) for segments in read]
-        self.segments = [len(segments) for segments in read]
+        self.tokens = [sum(s.loss_tokens for s in segments) for segments in documents]
+        self.segments = [len(segments) for segments in documents]
         self._inner_loss = InnerLoss(
             adapted, documents, weighting=weighting, candidates=settings.candidates, token_limit=token_limit
         )
@@ -98,9 +97,9 @@ class Encoding:
         self._losses: list[Tensor] = []
         self._seconds = 0.0
         self._slices_done = 0
-        self._slices = len(batches) + sum(len(self._inner_loss.of_step(step)) for step in range(settings.steps))
-        # Micro-batches that the running pass over the documents has read, and how many it reads.
-        self._read, self._in_pass = 0, len(batches)
+        self._slices = len(batches) * (1 + settings.steps)
+        # Micro-batches that the running pass over the documents has read.
+        self._read = 0
         self._work = self._run()
 
     @property
@@ -111,7 +110,7 @@ class Encoding:
     @property
     def segments_done(self) -> list[int]:
         """Segments of each document that the running pass over it has read, estimated from its share of slices."""
-        return [segments * self._read // self._in_pass for segments in self.segments]
+        return [segments * self._read // len(self._inner_loss.batches) for segments in self.segments]
 
     @property
     def loss(self) -> list[float]:
@@ -175,16 +174,15 @@ class Encoding:
                 merged.merge(self._theta)
             gradient.zero_()
             total = torch.zeros(len(self.tokens), device=gradient.device)
-            indices = self._inner_loss.of_step(step)
-            for read, index in enumerate(indices, start=1):
-                total += self._add_gradient(prepared[index], weights[index], gradient, merged)
-                if read == len(indices):
+            for read, (ready, weight) in enumerate(zip(prepared, weights, strict=True), start=1):
+                total += self._add_gradient(ready, weight, gradient, merged)
+                if read == len(prepared):
                     self._theta, self._moments = self._rule.step(
                         self._theta, gradient, self._moments, self._log_step_sizes[step], step
                     )
                     self._losses.append(total)
                     self.step = step + 1
-                self._read, self._in_pass = read, len(indices)
+                self._read = read
                 yield
 
     def _add_gradient(

@@ -66,15 +66,19 @@ class InnerLoss:
 
         Args:
             adapted: the model.
-            documents: segments of each of the D documents; each of them has the same turns.
+            documents: segments of each of the D documents.
             weighting: weight of each token; None: all weigh the same.
             candidates: see `InnerSettings.candidates`.
             token_limit: most tokens of a micro-batch.
         """
         self.adapted = adapted
         self.weighting = weighting
-        padding_limit = _PADDING_LIMITS[adapted.base.device.type]
-        self.batches, self._turns = _plan(documents, token_limit, adapted.base.eos_id, padding_limit)
+        self.batches = make_micro_batches(
+            documents,
+            token_limit=token_limit,
+            pad_id=adapted.base.eos_id,
+            padding_limit=_PADDING_LIMITS[adapted.base.device.type],
+        )
         head = adapted.base.head
         self._vocabularies: list[Tensor] | None = None
         self._heads: tuple[Tensor, ...] = (head,) * len(documents)
@@ -86,10 +90,6 @@ class InnerLoss:
     def has_candidates(self) -> bool:
         """Whether each document has a vocabulary of its own, of the tokens that compete."""
         return self._vocabularies is not None
-
-    def of_step(self, step: int) -> list[int]:
-        """Indices of the micro-batches that an inner step reads."""
-        return self._turns[step % len(self._turns)]
 
     @torch.no_grad()
     def prepare(self, batch: MicroBatch, *, keep_states: bool = True) -> PreparedBatch:
@@ -190,28 +190,6 @@ def double_backward(needed: bool) -> AbstractContextManager[None]:
     every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     context: AbstractContextManager[None] = sdpa_kernel([SDPBackend.MATH] if needed else every)
     return context
-
-
-def _plan(
-    documents: Sequence[Sequence[Segment]], token_limit: int, pad_id: int, padding_limit: float
-) -> tuple[list[MicroBatch], list[list[int]]]:
-    """Micro-batches, and which of them each turn reads."""
-    own = sorted({s.turns for segments in documents for s in segments if s.turns is not None})
-    parts = [[[s for s in segments if s.turns == turns] for segments in documents] for turns in (None, *own)]
-    totals = [sum(s.loss_weight for s in segments if s.in_first_step) for segments in documents]
-    batches: list[MicroBatch] = []
-    indices: list[list[int]] = []
-    for part in parts:
-        planned = make_micro_batches(
-            part, token_limit=token_limit, pad_id=pad_id, totals=totals, padding_limit=padding_limit
-        )
-        indices.append(list(range(len(batches), len(batches) + len(planned))))
-        batches += planned
-    count = max((turn + 1 for turns in own for turn in turns), default=1)
-    shared = list(zip((None, *own), indices, strict=True))
-    return batches, [
-        [i for turns, part in shared if turns is None or turn in turns for i in part] for turn in range(count)
-    ]
 
 
 def _pick(states: Tensor, positions: Tensor) -> Tensor:

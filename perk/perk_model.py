@@ -20,7 +20,7 @@ from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
 from perk.segment import Segment
-from perk.segments import document_segments, normalise
+from perk.segments import normalise, split_segments
 
 __all__ = ["PerkModel", "configuration_fingerprint"]
 
@@ -163,7 +163,7 @@ class PerkModel:
         Raises:
             InvalidInput: the text is empty or holds NUL characters.
         """
-        return document_segments(normalise(text), self.base.tokenizer, self.settings)
+        return split_segments(normalise(text), self.base.tokenizer, self.settings.segments)
 
     def encoding_limits(self, documents: int, memory_budget: int | None = None) -> tuple[int, int]:
         """Most tokens of a micro-batch, and most bytes kept over the steps, for encoding so many documents together.

@@ -16,20 +16,12 @@ class Segment:
         prefix_tokens: how many ids at the start are the prefix, which carries no loss.
         stressed_tokens: how many ids at the end weigh `stress` times as much as the others in the loss.
         stress: their weight.
-        turns: the inner steps take turns 0, 1, … and begin again; these are the ones that read it. None: every step
-            does. What is read has the same text in every turn.
     """
 
     ids: tuple[int, ...]
     prefix_tokens: int
     stressed_tokens: int = 0
     stress: float = 1.0
-    turns: tuple[int, ...] | None = None
-
-    @property
-    def in_first_step(self) -> bool:
-        """Whether the first inner step reads it; the text of what it reads is that of every step."""
-        return self.turns is None or 0 in self.turns
 
     @property
     def first_loss(self) -> int:

@@ -84,26 +84,14 @@ class SegmentSettings(_Settings):
     """Names the segment; carries no loss. ``{index}`` is the segment's running number, from 1. Where it does not end in
     a space, the text begins with one: a text is recalled best in the form in which it was read, after a prompt."""
 
-    # What follows is left out where it is empty: fingerprints of the checkpoints without it do not change.
+    # Left out where it is empty: fingerprints of the checkpoints without it do not change.
     end: str = Field(default="", exclude_if=lambda value: value == "")
     """Ends each segment's text, as part of it, so that recall learns where to stop: a line break, where one follows
     each support."""
-    cues: int = Field(default=0, ge=0, le=64, exclude_if=lambda value: value == 0)
-    """How many ways to ask for each sentence by some of its words, instead of reading the text as it stands; the inner
-    steps take them in turn. 0: read it as it stands, as in the paper."""
-    line_cues: int = Field(default=0, ge=0, le=32, exclude_if=lambda value: value == 0)
-    """How many ways to ask for each line of a single sentence (a record, a fact), in every second inner step; the steps
-    between read it as it stands. 0: all of them do."""
 
     @model_validator(mode="after")
     def _prefix_formats(self) -> SegmentSettings:
         _require_format("prefix", self.prefix, "index")
-        return self
-
-    @model_validator(mode="after")
-    def _turns_agree(self) -> SegmentSettings:
-        if self.cues and self.line_cues and self.cues != 2 * self.line_cues:
-            raise ValueError(f"line_cues: half of cues where both are set, not {self.line_cues} of {self.cues}")
         return self
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -34,7 +33,6 @@ class StudentRecords:
         questions: int = 8,
         records: int | None = None,
         near_share: float = 0.0,
-        by_name_share: float = 0.0,
     ) -> None:
         """Set the questions.
 
@@ -46,8 +44,6 @@ class StudentRecords:
             records: exact number of students; None: as many as fit the asked number of tokens.
             near_share: share of the identity numbers whose first two to five digits are those of one before: the hard
                 cases of recall, which random numbers meet seldom.
-            by_name_share: share of the recalls that name the student, who has no namesake, instead of giving the
-                number that the record begins with.
 
         Raises:
             InvalidInput: an unknown kind, no kind, or a number out of range.
@@ -63,9 +59,8 @@ class StudentRecords:
         most = len(_NUMBERS) // (10 * _DEV_DIVISOR)
         if records is not None and not self._fewest <= records <= most:
             raise InvalidInput("records", str(records), f"{self._fewest} to {most}")
-        for share, given in {"near_share": near_share, "by_name_share": by_name_share}.items():
-            if not 0 <= given <= 1:
-                raise InvalidInput(share, str(given), "from 0 to 1")
+        if not 0 <= near_share <= 1:
+            raise InvalidInput("near_share", str(near_share), "from 0 to 1")
         if questions < 1:
             raise InvalidInput("questions", str(questions), "at least 1")
         self.name = f"student-{kinds[0]}" if len(kinds) == 1 else "student"
@@ -75,7 +70,6 @@ class StudentRecords:
         self._questions = questions
         self._records = records
         self._near_share = near_share
-        self._by_name_share = by_name_share
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
         """A register; `position` pins the student asked about, and leaves one question.
@@ -116,16 +110,12 @@ class StudentRecords:
     def _ask(self, rng: random.Random, students: list[Student]) -> list[Question]:
         recalls = [(student, field) for student in students for field in FIELDS]
         rng.shuffle(recalls)
-        namesakes = Counter(student.name for student in students)
         asked: dict[str, Question] = {}
         # A kind may run out of new questions (there are three aggregates): give up after as many tries as this.
         for index in range(4 * self._questions):
             kind = self._kinds[index % len(self._kinds)]
             if kind == "recall" and recalls:
-                student, field = recalls.pop()
-                alone = self._by_name_share > 0 and namesakes[student.name] == 1
-                by_name = alone and rng.random() < self._by_name_share
-                question = _recall_by_name(student, field) if by_name else _recall(student, field)
+                question = _recall(*recalls.pop())
             elif kind == "relation":
                 question = _relation(rng, students)
             elif kind == "aggregate":
@@ -142,17 +132,6 @@ def _recall(student: Student, field: str) -> Question:
     return Question(
         question=f"What is the {field} of the student with ID {student.number}?",
         answer=str(getattr(student, field)),
-        support=(student.line(),),
-        task="student-recall",
-    )
-
-
-def _recall_by_name(student: Student, field: str) -> Question:
-    """Asks for the identity number where the field is the name, which the question tells."""
-    asked, answer = ("ID", student.number) if field == "name" else (field, getattr(student, field))
-    return Question(
-        question=f"What is the {asked} of the student named {student.name}?",
-        answer=str(answer),
         support=(student.line(),),
         task="student-recall",
     )

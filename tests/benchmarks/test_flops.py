@@ -14,7 +14,7 @@ from perk.base_model import load_base_model
 from perk.checkpoint import new_checkpoint
 from perk.lora import AdaptedModel
 from perk.perk_model import PerkModel
-from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings, SegmentSettings
+from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings
 
 _TEXT = (
     "Student <3109998>, Name: Ada Young, Year: Senior, School: School of Engineering, Major: Physics, Grade: 72\n"
@@ -36,15 +36,13 @@ def _in_place_sum(_buffer: list[int], left: list[int], right: list[int], **_othe
 _IN_PLACE = {torch.ops.aten.baddbmm_: _in_place_product, torch.ops.aten.addmm_: _in_place_sum}
 
 
-def _model(base: Path, lora: LoraSettings, inner: InnerSettings, cues: int = 0) -> PerkModel:
-    segments = SegmentSettings(cues=cues)
-    settings = PerkSettings(base=BaseSettings(source=str(base)), lora=lora, inner=inner, segments=segments)
+def _model(base: Path, lora: LoraSettings, inner: InnerSettings) -> PerkModel:
+    settings = PerkSettings(base=BaseSettings(source=str(base)), lora=lora, inner=inner)
     adapted = AdaptedModel(load_base_model(str(base), device="cpu"), lora)
     checkpoint = new_checkpoint(adapted, settings, seed=0)
     return PerkModel(load_base_model(str(base), device="cpu"), checkpoint)
 
 
-@pytest.mark.parametrize("cues", [0, 2])
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_gpt2", "tiny_qwen2"])
 @pytest.mark.parametrize(
     ("lora", "inner"),
@@ -55,9 +53,9 @@ def _model(base: Path, lora: LoraSettings, inner: InnerSettings, cues: int = 0) 
     ],
 )
 def test_counted_products_are_those_that_run(
-    family: str, lora: LoraSettings, inner: InnerSettings, cues: int, request: pytest.FixtureRequest
+    family: str, lora: LoraSettings, inner: InnerSettings, request: pytest.FixtureRequest
 ) -> None:
-    model = _model(request.getfixturevalue(family), lora, inner, cues=cues)
+    model = _model(request.getfixturevalue(family), lora, inner)
     segments = model.split(_TEXT)
     encoding = start_encoding(model, segments, inner)
 

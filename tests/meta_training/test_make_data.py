@@ -108,13 +108,13 @@ def test_the_command_takes_any_option_of_the_task(
 ) -> None:
     out = tmp_path / "made.jsonl"
     made = ("make-data", "student-recall", "--out", str(out), "--count", "2", "--base", str(tiny_llama))
-    assert _run(monkeypatch, *made, "--records", "4", "--option", "by_name_share=1", "--option", "questions=5") == 0
-    questions = [question for document in read_documents(out) for question in document.questions]
-    assert len(questions) == 10
-    assert all(" named " in question.question for question in questions)
+    assert _run(monkeypatch, *made, "--records", "4", "--option", "near_share=1", "--option", "questions=5") == 0
+    for document in read_documents(out):
+        assert len(document.questions) == 5
+        assert len({line.removeprefix("Student <")[:2] for line in document.text.splitlines()}) == 1
 
-    assert _run(monkeypatch, *made, "--option", "by_name_share") == 2
-    assert "option: got 'by_name_share', expected name=value" in capsys.readouterr().err
+    assert _run(monkeypatch, *made, "--option", "near_share") == 2
+    assert "option: got 'near_share', expected name=value" in capsys.readouterr().err
     assert _run(monkeypatch, *made, "--option", "questions=[") == 2
     assert "option: got 'questions=[', expected a YAML value" in capsys.readouterr().err
 

@@ -70,7 +70,7 @@ class Problem:
 
 @pytest.fixture
 def make_problem(tiny_gpt2: Path) -> Callable[..., Problem]:
-    def make(*, turns: int = 0, **inner: Any) -> Problem:
+    def make(**inner: Any) -> Problem:
         generator = torch.Generator().manual_seed(0)
         # AdamW turns small gradients around zero into a step of either sign; a large epsilon keeps it smooth.
         settings = InnerSettings(
@@ -86,15 +86,11 @@ def make_problem(tiny_gpt2: Path) -> Callable[..., Problem]:
             for parameter in [meta.log_step_sizes, *meta.weighting_parameters()]:
                 parameter.add_(0.3 * _random(parameter, generator))
 
-        def segment(length: int, prefix: int, turn: int | None = None) -> Segment:
-            ids = torch.randint(2, 512, (length,), generator=generator).tolist()
-            return Segment(tuple(ids), prefix, turns=None if turn is None else (turn,))
+        def segment(length: int, prefix: int) -> Segment:
+            return Segment(tuple(torch.randint(2, 512, (length,), generator=generator).tolist()), prefix)
 
         # Each has a power of two of loss tokens, so that one over their number is exact in float32 too.
         documents = [[segment(11, 2), segment(9, 2)], [segment(9, 1)]]
-        if turns:
-            asked = [[segment(9 + turn, 1 + turn, turn) for turn in range(turns)] for _ in documents]
-            documents = [[segment(9, 1), *asked[0]], asked[1]]
         questions = [[segment(7, 3)], [segment(5, 3), segment(8, 2)]]
         return Problem(adapted, plain, settings, meta, documents, questions)
 
@@ -146,17 +142,6 @@ def test_with_truncated_unrolling_it_equals_its_definition(
     problem = make_problem(rule=rule)
     expected = _defined_gradients(problem, unrolled)
     for kind, gradient in problem.gradients(unrolled, graph_tokens).items():
-        torch.testing.assert_close(gradient, expected[kind], rtol=1e-8, atol=1e-12)
-
-
-@pytest.mark.parametrize("graph_tokens", [KEPT, REBUILT], ids=["kept", "rebuilt"])
-@pytest.mark.parametrize("turns", [2, STEPS])
-def test_steps_that_read_in_turn_equal_the_definition(
-    turns: int, graph_tokens: int, make_problem: Callable[..., Problem]
-) -> None:
-    problem = make_problem(rule="adamw", turns=turns)
-    expected = _defined_gradients(problem, unrolled=2)
-    for kind, gradient in problem.gradients(2, graph_tokens).items():
         torch.testing.assert_close(gradient, expected[kind], rtol=1e-8, atol=1e-12)
 
 
@@ -236,15 +221,13 @@ def _defined_losses(problem: Problem, unrolled: int) -> tuple[Tensor, list[Tenso
     answers: list[Tensor] = []
     inner: list[list[Tensor]] = [[] for _ in range(STEPS)]
     for document, questions in zip(problem.documents, problem.questions, strict=True):
-        turns = max((turn + 1 for segment in document for turn in segment.turns or ()), default=1)
         theta: Tensor = meta.initial
         first = second = torch.zeros_like(theta)
         for step in range(STEPS):
-            segments = [segment for segment in document if segment.turns is None or step % turns in segment.turns]
-            weights = [_token_weights(problem, segment) for segment in segments]
+            weights = [_token_weights(problem, segment) for segment in document]
             cut = step < STEPS - unrolled
             start = theta.detach().requires_grad_() if cut else theta
-            loss = _mean_nll(problem, start, segments, weights)
+            loss = _mean_nll(problem, start, document, weights)
             (gradient,) = torch.autograd.grad(loss, start, create_graph=not cut)
             rates = meta.log_step_sizes[step].exp().repeat_interleave(sizes)
             if settings.rule == "rms":

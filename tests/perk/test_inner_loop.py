@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,32 +136,6 @@ def test_documents_together_have_the_adapters_they_have_one_by_one(
 
 def test_the_adapter_does_not_depend_on_the_order_of_the_segments(setup: Setup, documents: list[list[Segment]]) -> None:
     _assert_same(setup.encode([documents[0][::-1]]), setup.encode(documents[:1]))
-
-
-@pytest.mark.parametrize("token_limit", [ONE_SEGMENT, EVERYTHING])
-def test_steps_read_segments_in_turn_and_those_without_one_always(
-    token_limit: int, setup: Setup, documents: list[list[Segment]]
-) -> None:
-    always, *asked = documents[0]
-    # The text is what has no prefix: the same in all of the three turns.
-    turns = [
-        replace(s, ids=(7,) * longer + s.ids, prefix_tokens=2 + longer, turns=own)
-        for longer, own in [(0, (0, 2)), (2, (1,))]
-        for s in asked
-    ]
-    encoding = setup.start([[always, *turns]], token_limit=token_limit)
-    assert (encoding.segments, encoding.tokens) == ([5], [47])
-    (found,) = finish(encoding)
-
-    one_step = setup
-    losses = []
-    for step in range(STEPS):
-        read = [always, *(segment for segment in turns if step % 3 in (segment.turns or ()))]
-        (expected,) = one_step.encode([[replace(segment, turns=None) for segment in read]], steps=1)
-        losses.append(expected.loss_before)
-        one_step = replace(one_step, initial=expected.adapter.double(), log_step_sizes=one_step.log_step_sizes[1:])
-    torch.testing.assert_close(found.adapter, one_step.initial.float(), rtol=0, atol=1e-5)
-    assert (found.loss_before, found.loss_after) == pytest.approx((losses[0], losses[-1]), rel=1e-5)
 
 
 def test_activations_below_the_adapter_are_computed_once_or_recomputed_to_the_same_end(
