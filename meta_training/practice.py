@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count, islice
 
 import torch
@@ -19,6 +20,7 @@ from meta_training.answer_loss import AnswerLoss
 from meta_training.curriculum import Curriculum
 from meta_training.document import Document
 from meta_training.question_segment import question_segment
+from meta_training.rate_schedule import rate_share
 from meta_training.settings import TrainSettings
 from meta_training.trainer import DivergenceError
 from perk.checkpoint import Checkpoint
@@ -49,7 +51,7 @@ def practise(
     Args:
         model: with the checkpoint to begin with.
         settings: of a run, whose seed and stages say what is asked, a document after the other.
-        steps: of AdamW on the initialisation; its rate falls over the second half.
+        steps: of AdamW on the initialisation; its rate rises over the first ten and falls by a cosine.
         questions: fresh ones of each step.
         rate: at its highest.
         report: called after each step with the mean NLL of a token before it, in nats, and the share of questions
@@ -72,7 +74,8 @@ def practise(
     loss_of = AnswerLoss(model.adapted, token_limit=_TOKEN_LIMIT)
     theta = initial.to(model.base.device).clone().requires_grad_()
     optimizer = torch.optim.AdamW([theta], lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
+    share = partial(rate_share, total=steps, warmup=_WARMUP, least=_LEAST_RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     for step in range(steps):
         batch = list(islice(asked, questions))
         adapter = theta.detach() + changes[step % _ENCODED].to(theta.device)
@@ -88,12 +91,6 @@ def practise(
     return Checkpoint(
         model.checkpoint.name, model.settings, model.checkpoint.tensors | {"initial": theta.detach().cpu()}
     )
-
-
-def _share_of_rate(step: int, steps: int) -> float:
-    rising = (step + 1) / _WARMUP
-    falling = 2 * (1 - step / steps)
-    return min(1.0, rising, max(_LEAST_RATE, falling))
 
 
 def _asked(model: PerkModel, documents: Iterator[Document]) -> Iterator[Segment]:

@@ -22,6 +22,7 @@ from meta_training.in_context import InContextLoop, in_context_question
 from meta_training.outer_loop import MetaParameters, OuterLoop, OuterResult
 from meta_training.processes import Processes, join_processes
 from meta_training.question_segment import question_segment
+from meta_training.rate_schedule import rate_share
 from meta_training.running_mean import RunningMean
 from meta_training.settings import OuterSettings, TrainSettings, read_settings
 from meta_training.stop_signals import stop_signals
@@ -141,7 +142,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.outer.clip)
         if not (math.isfinite(result.answer_loss) and bool(norm.isfinite())):
             raise DivergenceError(self._save_failed_step(drawn, result, float(norm)))
-        share = _rate_share(self.step, self.settings.total_steps, self.settings.outer)
+        outer = self.settings.outer
+        share = rate_share(self.step, self.settings.total_steps, warmup=outer.warmup, least=outer.decay)
         for group in self._optimiser.param_groups:
             group["lr"] = group["peak"] * share
         self._optimiser.step()
@@ -376,14 +378,6 @@ def _optimiser(meta: MetaParameters, outer: OuterSettings, *, in_context: bool) 
         groups.append({"params": meta.weighting_parameters(), "peak": outer.weighting_rate})
     used = [group for group in groups if group["params"]]
     return torch.optim.AdamW(used, lr=outer.rate, betas=outer.betas, weight_decay=outer.weight_decay)
-
-
-def _rate_share(step: int, total: int, outer: OuterSettings) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine."""
-    if step < outer.warmup:
-        return (step + 1) / outer.warmup
-    progress = (step - outer.warmup) / max(total - outer.warmup, 1)
-    return outer.decay + (1 - outer.decay) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _longest_grounds(document: Document) -> int:
