@@ -210,12 +210,12 @@ def main() -> int:
         print("benchmarks.gpu_encode: needs a CUDA device, and torch finds none", file=sys.stderr)
         return 2
     rows: list[Row] = []
+    shape, chosen = MODEL_SHAPES[arguments.model], {"contenders": arguments.contenders, "repeats": arguments.repeats}
     for tokens in arguments.tokens:
         for rank in arguments.rank:
             for micro_batch in arguments.micro_batch:
                 case = Case(tokens, min(micro_batch, tokens), rank, arguments.steps)
-                shape, options = MODEL_SHAPES[arguments.model], {"contenders": arguments.contenders}
-                for row in measure(shape, case, "cuda", **options, repeats=arguments.repeats):
+                for row in measure(shape, case, "cuda", **chosen):
                     rows.append(row)
                     print("  ".join(str(value) for value in asdict(row).values()), flush=True)
     if arguments.csv is not None:
