@@ -36,7 +36,7 @@ from perk.perk_model import PerkModel
 from perk.segment import Segment
 from perk.settings import InnerSettings, LoraSettings
 
-__all__ = ["count_candidates", "main", "plan_steps", "run", "start_encoding"]
+__all__ = ["count_candidates", "main", "plan_batches", "run", "start_encoding"]
 
 
 def run(
@@ -80,10 +80,10 @@ def run(
     full_vocabulary = inner.model_copy(update={"candidates": None})
     text = generate_document(model, tokens)
     segments = model.split(text)
-    plan = plan_steps(model, segments, memory_budget)
+    batches = plan_batches(model, segments, memory_budget)
     with PeakMemory() as peak:
         _encode(model, text, inner, memory_budget)
-    fine_tuning = PeftFineTuning.of(model, plan)
+    fine_tuning = PeftFineTuning.of(model, batches)
     fine_tuning.run()
     encode_seconds, peft_seconds, full_vocabulary_seconds, product_rates = [], [], [], []
     for _ in range(repeats):
@@ -95,7 +95,8 @@ def run(
     flops = count_encoding_flops(
         model.adapted,
         model.weighting,
-        plan,
+        batches,
+        steps=inner.steps,
         candidates=count_candidates(model, segments),
         merged=start_encoding(model, segments, inner, memory_budget).merges,
     )
@@ -146,13 +147,10 @@ def start_encoding(
     )
 
 
-def plan_steps(
-    model: PerkModel, segments: Sequence[Segment], memory_budget: int | None = None
-) -> list[list[MicroBatch]]:
-    """The micro-batches of `start_encoding` that each step reads."""
+def plan_batches(model: PerkModel, segments: Sequence[Segment], memory_budget: int | None = None) -> list[MicroBatch]:
+    """The micro-batches of `start_encoding`."""
     token_limit, _ = model.encoding_limits(1, memory_budget)
-    plan = InnerLoss(model.adapted, [segments], token_limit=token_limit)
-    return [plan.batches] * model.settings.inner.steps
+    return InnerLoss(model.adapted, [segments], token_limit=token_limit).batches
 
 
 def _load(checkpoint: str, *, all_layers: bool, rank: int | None, steps: int | None) -> PerkModel:

@@ -21,7 +21,6 @@ Where the adapter is merged into the weights once a step (`kernels.merged_projec
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,8 +100,9 @@ class _Linear:
 def count_encoding_flops(
     adapted: AdaptedModel,
     weighting: TokenWeighting | None,
-    plan: Sequence[Sequence[MicroBatch]],
+    batches: Sequence[MicroBatch],
     *,
+    steps: int,
     candidates: int,
     merged: bool,
 ) -> EncodingFlops:
@@ -111,7 +111,8 @@ def count_encoding_flops(
     Args:
         adapted: the model.
         weighting: weight of each token, or None.
-        plan: micro-batches of one document that each of the N steps reads.
+        batches: micro-batches of one document.
+        steps: N, each of which reads them all.
         candidates: rows C of the LM head that compete.
         merged: the adapter is merged into the weights once a step.
     """
@@ -120,14 +121,11 @@ def count_encoding_flops(
     upper = [_linears(layer, adapted, first + index) for index, layer in enumerate(_layers(adapted.upper))]
     hidden = adapted.base.head.shape[1]
     adapted_depths = [linear.depth for linear in upper[0] if linear.rank]
-    products = len(plan) * sum(linear.merging() for layer in upper for linear in layer) if merged else 0
+    products = steps * sum(linear.merging() for layer in upper for linear in layer) if merged else 0
     attention = 0
     forward = _Linear.frozen if merged else _Linear.forward
     backward = _Linear.merged_backward if merged else _Linear.backward
-    batches = {id(batch): batch for step in plan for batch in step}
-    read = Counter(id(batch) for step in plan for batch in step)
-    for key, batch in batches.items():
-        steps = read[key]
+    for batch in batches:
         rows, length = batch.ids.shape
         tokens, loss_tokens = rows * length, batch.targets.numel()
         look = 2 * rows * _attention_width(adapted) * length * (length + 1)

@@ -164,7 +164,7 @@ def _ours(base: BaseModel, segments: Sequence[Segment], case: Case) -> _Run:
 def _peft(base: BaseModel, segments: Sequence[Segment], case: Case) -> _Run:
     config = LoraConfig(r=case.rank, lora_alpha=int(_ALPHA), use_rslora=True, target_modules="all-linear")
     batches = make_micro_batches([segments], token_limit=case.micro_batch, pad_id=0)
-    fine_tuning = PeftFineTuning(get_peft_model(base.model, config), _inner(case), [batches] * case.steps)
+    fine_tuning = PeftFineTuning(get_peft_model(base.model, config), _inner(case), batches)
 
     def run() -> tuple[float, float]:
         losses = fine_tuning.run()

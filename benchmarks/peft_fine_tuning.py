@@ -27,13 +27,13 @@ class PeftFineTuning:
     The loss is the mean NLL of their tokens, over the whole vocabulary, unweighted.
     """
 
-    def __init__(self, model: PeftModel, inner: InnerSettings, plan: Sequence[Sequence[MicroBatch]]) -> None:
+    def __init__(self, model: PeftModel, inner: InnerSettings, batches: Sequence[MicroBatch]) -> None:
         """Remember where the adapter starts.
 
         Args:
             model: PEFT's.
-            inner: step size, betas and weight decay of AdamW.
-            plan: micro-batches of one document that each step reads.
+            inner: number of steps; step size, betas and weight decay of AdamW.
+            batches: micro-batches of one document; each step reads them all.
         """
         self._settings = inner
         self._model = model
@@ -41,11 +41,11 @@ class PeftFineTuning:
         self._parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._initial = [parameter.detach().clone() for parameter in self._parameters]
         device = self._parameters[0].device
-        self._plan = [[(batch.ids.to(device), _labels(batch).to(device)) for batch in batches] for batches in plan]
-        self._loss_tokens = sum(int((labels != _IGNORED).sum()) for _, labels in self._plan[0])
+        self._batches = [(batch.ids.to(device), _labels(batch).to(device)) for batch in batches]
+        self._loss_tokens = sum(int((labels != _IGNORED).sum()) for _, labels in self._batches)
 
     @classmethod
-    def of(cls, model: PerkModel, plan: Sequence[Sequence[MicroBatch]]) -> PeftFineTuning:
+    def of(cls, model: PerkModel, batches: Sequence[MicroBatch]) -> PeftFineTuning:
         """From a checkpoint's initialisation, on a base of its own, untouched by our adapters, on the CPU.
 
         The adapter comes as a PEFT folder: rank, scale, targets and layers are the same by construction.
@@ -54,7 +54,7 @@ class PeftFineTuning:
         with tempfile.TemporaryDirectory(prefix="perk-bench-") as folder:
             model.export_peft(model.checkpoint.tensors["initial"], Path(folder))
             adapted = PeftModel.from_pretrained(base.model, folder, is_trainable=True)
-        return cls(adapted, model.settings.inner, plan)
+        return cls(adapted, model.settings.inner, batches)
 
     @property
     def trainable(self) -> int:
@@ -73,10 +73,10 @@ class PeftFineTuning:
             weight_decay=self._settings.weight_decay,
         )
         losses = []
-        for batches in self._plan:
+        for _ in range(self._settings.steps):
             optimizer.zero_grad()
             total = torch.zeros((), device=self._parameters[0].device)
-            for ids, labels in batches:
+            for ids, labels in self._batches:
                 logits = self._model(input_ids=ids, use_cache=False).logits.float()
                 nll = functional.cross_entropy(
                     logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="sum"

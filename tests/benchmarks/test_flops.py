@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.encode import count_candidates, plan_steps, start_encoding
+from benchmarks.encode import count_candidates, plan_batches, start_encoding
 from benchmarks.flops import count_encoding_flops, measure_product_rate
 from perk.base_model import load_base_model
 from perk.checkpoint import new_checkpoint
@@ -65,7 +65,8 @@ def test_counted_products_are_those_that_run(
     counted = count_encoding_flops(
         model.adapted,
         model.weighting,
-        plan_steps(model, segments),
+        plan_batches(model, segments),
+        steps=inner.steps,
         candidates=count_candidates(model, segments),
         merged=model.adapted.merged_bytes is not None,
     )
@@ -87,7 +88,8 @@ def test_adapters_on_the_mlp_alone_need_no_gradient_in_the_first_attention(tiny_
     counted = count_encoding_flops(
         model.adapted,
         None,
-        plan_steps(model, segments),
+        plan_batches(model, segments),
+        steps=inner.steps,
         candidates=count_candidates(model, segments),
         merged=model.adapted.merged_bytes is not None,
     )
