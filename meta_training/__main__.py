@@ -97,9 +97,12 @@ def enlarge_command(
 def average_command(
     checkpoints: Annotated[list[str], typer.Argument(help="Folders, or names of shipped checkpoints.")],
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    shares: Annotated[
+        list[float] | None, typer.Option("--share", help="Of each in the mean, in their order; none: all alike.")
+    ] = None,
 ) -> None:
-    """Average checkpoints of runs that began with the same one."""
-    average([load_checkpoint(name) for name in checkpoints]).save(out)
+    """Average checkpoints of runs that began with the same one; the first's segments and templates are taken."""
+    average([load_checkpoint(name) for name in checkpoints], shares).save(out)
 
 
 @application.command("evaluate")

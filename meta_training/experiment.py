@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from meta_training.enlargement import enlarge
 from meta_training.evaluate import Method, evaluate
 from meta_training.make_data import make_data
 from meta_training.report import report
 from meta_training.settings import read_settings, wrong_setting
 from meta_training.trainer import run_training
+from perk import PerkModel
 from perk.errors import InvalidInput, PerkError
 
 __all__ = ["Experiment", "StoppedError", "read_experiment", "run_experiment"]
@@ -40,6 +42,8 @@ class Variant(_Settings):
     """Settings over the configuration's, by dotted names."""
     tags: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """What the report lists it by as an ablation; none: by its method."""
+    scored_steps: PositiveInt | None = None
+    """Inner steps to score it with, more than it learned to take (`enlarge`); None: those it learned."""
 
 
 class ScoredData(_Settings):
@@ -119,12 +123,13 @@ def run_experiment(experiment: Experiment, overrides: Sequence[str] = ()) -> Pat
         step = run_training(CONFIGS / experiment.config, chosen, resume=resume)
         if step < settings.total_steps:
             raise StoppedError(f"{variant.name}: stopped at step {step} of {settings.total_steps}; call again to go on")
+        checkpoint = _scored(settings.output, variant)
         methods: list[Method] = [settings.method]
         if variant is experiment.variants[0]:
             methods += experiment.baselines
         for method in methods:
             tags = variant.tags if method == settings.method else {}
-            scores += [_score(experiment, variant, file, method, tags) for file in files]
+            scores += [_score(experiment, variant, checkpoint, file, method, tags) for file in files]
     page = experiment.output / "report.md"
     report(scores, page)
     return page
@@ -150,12 +155,27 @@ def _make_files(experiment: Experiment, base: str) -> Iterator[_File]:
                 yield _File(path, position)
 
 
+def _scored(trained: Path, variant: Variant) -> Path:
+    """The checkpoint of a run as it is scored."""
+    if variant.scored_steps is None:
+        return trained
+    prolonged = trained / f"steps-{variant.scored_steps}"
+    model = PerkModel.load(trained)
+    enlarge(model.checkpoint, model.adapted.layout, steps=variant.scored_steps).save(prolonged)
+    return prolonged
+
+
 def _score(
-    experiment: Experiment, variant: Variant, file: _File, method: Method, tags: dict[str, str | int | float | bool]
+    experiment: Experiment,
+    variant: Variant,
+    checkpoint: Path,
+    file: _File,
+    method: Method,
+    tags: dict[str, str | int | float | bool],
 ) -> Path:
     path = experiment.output / "scores" / f"{variant.name}-{method}-{file.path.stem}.json"
     if not path.exists():
-        scores = evaluate(str(experiment.output / variant.name), file.path, method=method)
+        scores = evaluate(str(checkpoint), file.path, method=method)
         # By its name alone: where the run lies says nothing about it.
         scores["checkpoint"] = variant.name
         marks = {"position": file.position, "ablation": tags}

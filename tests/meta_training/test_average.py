@@ -33,6 +33,33 @@ def test_every_tensor_is_averaged(checkpoint: Checkpoint) -> None:
         torch.testing.assert_close(mean.tensors[name], tensor + 2)
 
 
+def test_shares_weigh_them(checkpoint: Checkpoint) -> None:
+    mean = average([checkpoint, _moved(checkpoint, 8)], [0.25, 0.75])
+    for name, tensor in checkpoint.tensors.items():
+        torch.testing.assert_close(mean.tensors[name], tensor + 6)
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ([1.0], "shares: got 1, expected one for each of 2 checkpoints"),
+        ([0.5, 0.6], "shares: got 0.5 \\+ 0.6, expected numbers from 0 that add up to 1"),
+        ([1.5, -0.5], "shares: got 1.5 \\+ -0.5, expected numbers from 0 that add up to 1"),
+    ],
+)
+def test_shares_that_are_none_are_refused(checkpoint: Checkpoint, shares: list[float], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        average([checkpoint, checkpoint], shares)
+
+
+def test_the_first_says_how_texts_are_written(checkpoint: Checkpoint) -> None:
+    settings = checkpoint.settings
+    segments = settings.segments.model_copy(update={"max_tokens": settings.segments.max_tokens + 1})
+    other = replace(checkpoint, settings=settings.model_copy(update={"segments": segments}))
+    assert average([other, checkpoint]).settings == other.settings
+    assert average([checkpoint, other]).settings == settings
+
+
 def test_one_alone_is_itself(checkpoint: Checkpoint) -> None:
     assert average([checkpoint]).fingerprint == checkpoint.fingerprint
 
@@ -46,14 +73,19 @@ def test_checkpoints_of_other_settings_are_refused(
     checkpoint: Checkpoint, save_checkpoint: Callable[..., Path]
 ) -> None:
     other = load_checkpoint(save_checkpoint("other", rank=4, steps=3))
-    with pytest.raises(InvalidInput, match="checkpoints: got 'other', expected the settings of 'tiny'"):
+    with pytest.raises(
+        InvalidInput, match="checkpoints: got 'other', expected the base, adapter and inner loop of 'tiny'"
+    ):
         average([checkpoint, other])
 
 
-def test_the_command_writes_a_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shares", "by"), [([], 1.0), (["--share", "0.75", "--share", "0.25"], 0.5)])
+def test_the_command_writes_a_checkpoint(checkpoint: Checkpoint, tmp_path: Path, shares: list[str], by: float) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     checkpoint.save(folders[0])
     _moved(checkpoint, 2).save(folders[1])
-    result = CliRunner().invoke(application, ["average", *map(str, folders), "--out", str(tmp_path / "mean")])
+    result = CliRunner().invoke(application, ["average", *map(str, folders), "--out", str(tmp_path / "mean"), *shares])
     assert result.exit_code == 0, result.output
-    torch.testing.assert_close(load_checkpoint(tmp_path / "mean").tensors["initial"], checkpoint.tensors["initial"] + 1)
+    torch.testing.assert_close(
+        load_checkpoint(tmp_path / "mean").tensors["initial"], checkpoint.tensors["initial"] + by
+    )

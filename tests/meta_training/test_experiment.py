@@ -14,6 +14,7 @@ from meta_training.experiment import Experiment, StoppedError, read_experiment, 
 from meta_training.outer_loop import OuterResult
 from meta_training.settings import read_settings
 from meta_training.trainer import Trainer
+from perk.checkpoint import load_checkpoint
 from perk.errors import InvalidInput
 
 FOLDER = Path(meta_training.__file__ or "").parent / "experiments"
@@ -39,7 +40,7 @@ def test_there_are_the_papers_first_experiments() -> None:
         read_experiment(FOLDER / f"{name}.yaml") for name in ("qa1-length", "truncation", "rank")
     )
     assert {data.task for data in by_length.data} == {"babilong-qa1"}
-    assert {variant.name for variant in by_length.variants} == {"perk", "ft-icr"}
+    assert {variant.name: variant.scored_steps for variant in by_length.variants} == {"perk": 12, "ft-icr": None}
     assert [variant.tags for variant in truncation.variants] == [{"T of 4": t} for t in range(4)]
     assert [variant.tags for variant in rank.variants] == [{"rank": 16}, {"rank": 256}]
 
@@ -67,6 +68,11 @@ def test_by_length_it_scores_both_methods_and_the_base(tiny_llama: Path, tmp_pat
         assert f"| {method} |" in text
     assert "Accuracy by position of the needle" in text
     assert {path.name for path in page.parent.glob("*.svg")} >= {"accuracy.svg", "positions.svg"}
+
+    trained = load_checkpoint(tmp_path / "out" / "perk")
+    scored = load_checkpoint(tmp_path / "out" / "perk" / "steps-12")
+    assert (trained.settings.inner.steps, scored.settings.inner.steps) == (4, 12)
+    assert scored.tensors["log_step_sizes"][:4].equal(trained.tensors["log_step_sizes"])
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
     next(iter(sorted(before))).unlink()
