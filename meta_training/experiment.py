@@ -15,7 +15,7 @@ from meta_training.enlargement import enlarge
 from meta_training.evaluate import Method, evaluate
 from meta_training.make_data import make_data
 from meta_training.report import report
-from meta_training.settings import read_settings, wrong_setting
+from meta_training.settings import TrainSettings, read_settings, wrong_setting
 from meta_training.trainer import run_training
 from perk import PerkModel
 from perk.errors import InvalidInput, PerkError
@@ -112,15 +112,19 @@ def run_experiment(experiment: Experiment, overrides: Sequence[str] = ()) -> Pat
 
     Raises:
         StoppedError: a run was stopped by a signal.
+        InvalidInput: a variant's `scored_steps` are not what its run can be scored with.
         PerkError: as training and scoring raise.
     """
-    files = list(_make_files(experiment, _base(experiment, overrides)))
+    config = CONFIGS / experiment.config
+    chosen = [_overrides(experiment, variant, overrides) for variant in experiment.variants]
+    runs = [read_settings(config, its) for its in chosen]
+    for variant, settings in zip(experiment.variants, runs, strict=True):
+        _require_steps(variant, settings)
+    files = list(_make_files(experiment, runs[0].base))
     scores: list[Path] = []
-    for variant in experiment.variants:
-        chosen = _overrides(experiment, variant, overrides)
-        settings = read_settings(CONFIGS / experiment.config, chosen)
+    for variant, its, settings in zip(experiment.variants, chosen, runs, strict=True):
         resume = (settings.output / "state.safetensors").exists()
-        step = run_training(CONFIGS / experiment.config, chosen, resume=resume)
+        step = run_training(config, its, resume=resume)
         if step < settings.total_steps:
             raise StoppedError(f"{variant.name}: stopped at step {step} of {settings.total_steps}; call again to go on")
         checkpoint = _scored(settings.output, variant)
@@ -153,6 +157,14 @@ def _make_files(experiment: Experiment, base: str) -> Iterator[_File]:
                         options={} if data.questions is None else {"questions": data.questions},
                     )
                 yield _File(path, position)
+
+
+def _require_steps(variant: Variant, settings: TrainSettings) -> None:
+    """Refuse steps that a run could not be scored with, before hours of training."""
+    steps = variant.scored_steps
+    if steps is not None and (settings.method != "perk" or steps < settings.inner.steps):
+        limit = f"at least the {settings.inner.steps} inner steps of a run by the method perk"
+        raise InvalidInput(f"{variant.name}: scored_steps", str(steps), limit)
 
 
 def _scored(trained: Path, variant: Variant) -> Path:
@@ -190,7 +202,3 @@ def _score(
 def _overrides(experiment: Experiment, variant: Variant, further: Sequence[str]) -> list[str]:
     chosen = [f"{key}={json.dumps(value)}" for key, value in variant.set.items()]
     return [*chosen, *further, f"output={experiment.output / variant.name}"]
-
-
-def _base(experiment: Experiment, overrides: Sequence[str]) -> str:
-    return read_settings(CONFIGS / experiment.config, _overrides(experiment, experiment.variants[0], overrides)).base

@@ -117,6 +117,18 @@ def test_a_run_that_a_signal_stopped_is_not_scored(
     assert not (tmp_path / "out" / "scores").exists()
 
 
+@pytest.mark.parametrize(("change", "steps"), [({}, 3), ({"method": "ft-icr"}, 12)])
+def test_steps_that_a_run_cannot_be_scored_with_are_refused_before_it_begins(
+    change: dict[str, str], steps: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    experiment = _small("qa1-length", tmp_path / "out")
+    variant = experiment.variants[0].model_copy(update={"set": change, "scored_steps": steps})
+    experiment = experiment.model_copy(update={"variants": (variant,)})
+    with pytest.raises(InvalidInput, match=rf"perk: scored_steps: got {steps}, expected at least the 4 inner steps"):
+        run_experiment(experiment, _overrides(tiny_llama))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
