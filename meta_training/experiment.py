@@ -116,20 +116,23 @@ def run_experiment(experiment: Experiment, overrides: Sequence[str] = ()) -> Pat
         PerkError: as training and scoring raise.
     """
     config = CONFIGS / experiment.config
-    chosen = [_overrides(experiment, variant, overrides) for variant in experiment.variants]
-    runs = [read_settings(config, its) for its in chosen]
-    for variant, settings in zip(experiment.variants, runs, strict=True):
+    runs = []
+    for variant in experiment.variants:
+        chosen = _overrides(experiment, variant, overrides)
+        settings = read_settings(config, chosen)
         _require_steps(variant, settings)
-    files = list(_make_files(experiment, runs[0].base))
+        runs.append((variant, chosen, settings))
+    first, _, settings = runs[0]
+    files = list(_make_files(experiment, settings.base))
     scores: list[Path] = []
-    for variant, its, settings in zip(experiment.variants, chosen, runs, strict=True):
+    for variant, chosen, settings in runs:
         resume = (settings.output / "state.safetensors").exists()
-        step = run_training(config, its, resume=resume)
+        step = run_training(config, chosen, resume=resume)
         if step < settings.total_steps:
             raise StoppedError(f"{variant.name}: stopped at step {step} of {settings.total_steps}; call again to go on")
         checkpoint = _scored(settings.output, variant)
         methods: list[Method] = [settings.method]
-        if variant is experiment.variants[0]:
+        if variant is first:
             methods += experiment.baselines
         for method in methods:
             tags = variant.tags if method == settings.method else {}

@@ -43,8 +43,8 @@ def test_shares_weigh_them(checkpoint: Checkpoint) -> None:
     ("shares", "message"),
     [
         ([1.0], "shares: got 1, expected one for each of 2 checkpoints"),
-        ([0.5, 0.6], "shares: got 0.5 \\+ 0.6, expected numbers from 0 that add up to 1"),
-        ([1.5, -0.5], "shares: got 1.5 \\+ -0.5, expected numbers from 0 that add up to 1"),
+        ([0.5, 0.6], r"shares: got 0.5 \+ 0.6, expected numbers from 0 that add up to 1"),
+        ([1.5, -0.5], r"shares: got 1.5 \+ -0.5, expected numbers from 0 that add up to 1"),
     ],
 )
 def test_shares_that_are_none_are_refused(checkpoint: Checkpoint, shares: list[float], message: str) -> None:
