@@ -13,10 +13,13 @@ Where no derivative is asked for, CUDA tensors go through one launch of a Triton
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from kernels.dispatch import is_differentiated, use_triton
 
@@ -50,6 +53,9 @@ def adamw_update(
 
     Returns:
         New adapters ``[D, P]`` and new moments.
+
+    Raises:
+        ValueError: the sizes do not add up to P.
     """
     if use_triton(theta) and not is_differentiated(theta, gradient, *moments, step_sizes):
         # Triton is imported where it runs, and nowhere else.
@@ -70,8 +76,9 @@ def adamw_update(
     second = torch.lerp(gradient.square(), moments[1], betas[1])
     corrected = first / (1 - betas[0] ** step)
     denominator = (second / (1 - betas[1] ** step) + epsilon**2).sqrt()
-    rate = _per_element(step_sizes, sizes)
-    return theta - rate * (corrected / denominator + weight_decay * theta), (first, second)
+    tensors = _Tensors.of(sizes, theta)
+    move = tensors.cut(corrected / denominator + weight_decay * theta)
+    return (tensors.cut(theta) - tensors.spread(step_sizes) * move).flatten(-2), (first, second)
 
 
 def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Sequence[int], *, epsilon: float) -> Tensor:
@@ -86,18 +93,56 @@ def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Seque
 
     Returns:
         New adapters, ``[D, P]``; differentiable in all tensors.
+
+    Raises:
+        ValueError: the sizes do not add up to P.
     """
     if use_triton(theta) and not is_differentiated(theta, gradient, step_sizes):
         # Triton is imported where it runs, and nowhere else.
         from kernels.triton_ops import adapter_update as triton_adapter_update
 
         return triton_adapter_update.rms_update(theta, gradient, step_sizes, sizes, epsilon=epsilon)
-    mean_square = torch.stack([part.square().mean(-1) for part in gradient.split(list(sizes), dim=-1)], dim=-1)
+    tensors = _Tensors.of(sizes, theta)
+    parts = tensors.cut(gradient)
+    mean_square = tensors.sums(parts.square().sum(-1)) / theta.new_tensor(sizes)
     factor = step_sizes * (mean_square + epsilon**2).rsqrt()
-    return theta - _per_element(factor, sizes) * gradient
+    return (tensors.cut(theta) - tensors.spread(factor) * parts).flatten(-2)
 
 
-def _per_element(values: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Repeat one value per tensor, ``[..., M]``, over the tensor's elements, ``[..., P]``."""
-    parts = [value.expand(*value.shape[:-1], size) for value, size in zip(values.split(1, -1), sizes, strict=True)]
-    return torch.cat(parts, dim=-1)
+@dataclass(frozen=True)
+class _Tensors:
+    """Which tensor each part of a buffer belongs to, the parts as long as every tensor is a multiple of.
+
+    With it, whatever goes by tensor takes a few operations on the whole buffer instead of a few for each of hundreds of
+    tensors, which a GPU would spend more time starting than running.
+
+    Attributes:
+        length: elements of a part.
+        owners: 1 where a part belongs to a tensor, else 0, ``[parts, M]``; in float64, as products of float32 may be
+            rounded to TF32.
+    """
+
+    length: int
+    owners: Tensor
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], buffer: Tensor) -> _Tensors:
+        if sum(sizes) != buffer.shape[-1]:
+            raise ValueError(f"sizes: add up to {sum(sizes)}, and theta has {buffer.shape[-1]} elements")
+        length = math.gcd(*sizes)
+        counts = torch.tensor([size // length for size in sizes])
+        numbers = torch.arange(len(sizes)).repeat_interleave(counts)
+        return cls(length, one_hot(numbers, len(sizes)).to(buffer.device, torch.float64))
+
+    def cut(self, buffer: Tensor) -> Tensor:
+        """``[..., P]`` as ``[..., parts, length]``."""
+        parts: Tensor = buffer.unflatten(-1, (-1, self.length))
+        return parts
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums by tensor ``[..., M]`` of one value a part, ``[..., parts]``."""
+        return (values.double() @ self.owners).to(values.dtype)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """One value a tensor, ``[..., M]``, for each of its parts, ``[..., parts, 1]``."""
+        return (values.double() @ self.owners.T).to(values.dtype)[..., None]

@@ -41,7 +41,7 @@ class AnswerLoss:
             ready = objective.prepare(batch)
             shares = objective.weights(ready)
             with torch.enable_grad(), double_backward(False):
-                states = objective.predicting_states(theta, ready)
+                states = objective.predicting_states(ready.batch.rows_of(theta), ready)
                 loss = objective.loss(states, ready, shares)
                 (gradient,) = torch.autograd.grad(loss.sum(), theta)
             adjoint += gradient

@@ -33,7 +33,7 @@ from perk.update_rule import Moments, UpdateRule
 __all__ = ["MetaParameters", "OuterLoop", "OuterResult"]
 
 # Captured passes that are kept on a GPU: those of one draw's micro-batches. The next draw has other shapes.
-_MOST_GRAPHS = 8
+_MOST_GRAPHS = 16
 
 
 class MetaParameters:
@@ -179,7 +179,7 @@ class OuterLoop:
         tokens = self.unrolled * sum(batch.ids.numel() for batch in inner.batches)
         keep = not self.first_order and tokens <= self.graph_tokens
 
-        steps, theta, losses = self._forward(meta, inner, readings, keep)
+        steps, theta, losses = self._forward(meta, count, inner, readings, keep)
         answer_loss, exact, adjoint = self._answers(theta, questions)
         adjoint *= self._loss_weights.get(len(steps), 0.0) / count
         early = {
@@ -196,11 +196,11 @@ class OuterLoop:
     def _forward(
         self,
         meta: MetaParameters,
+        documents: int,
         inner: InnerLoss,
         readings: list[_Reading],
         keep: bool,
     ) -> tuple[list[_Step], Tensor, list[Tensor]]:
-        documents = readings[0].prepared.batch.documents
         theta = meta.initial.detach().expand(documents, -1).contiguous()
         moments = self._rule.start(theta)
         steps, losses = [], []

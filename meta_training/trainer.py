@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,14 @@ _BEST = "best"
 
 class DivergenceError(PerkError):
     """The loss or its gradient is no longer finite; the step's data is saved beside the log."""
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A document and its questions as the model reads them."""
+
+    segments: list[Segment]
+    questions: list[Segment]
 
 
 class Trainer:
@@ -265,11 +273,16 @@ class Trainer:
             step_losses=outer.step_losses,
         )
 
-    def _batches(self, documents: Sequence[Document]) -> list[Sequence[Document]]:
-        """Documents of a step that are differentiated together: alike ones, as all are padded to the longest."""
+    def _batches(self, documents: Sequence[Document]) -> list[list[_Tokens]]:
+        """Documents of a step that are differentiated together: alike ones, as all are padded to the largest."""
         size = self.settings.outer.documents
-        ordered = sorted(documents, key=_longest_grounds)
+        ordered = sorted((self._tokens(document) for document in documents), key=self._extent)
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+    def _extent(self, document: _Tokens) -> tuple[int, int]:
+        """What documents are alike by: the segments that the inner loop reads, then tokens of the longest question."""
+        read = 0 if self._in_context else len(document.segments)
+        return read, max((len(question.ids) for question in document.questions), default=0)
 
     def _take_gradients(self, into: Sequence[Tensor]) -> None:
         """Add one batch's gradient to `into`, no larger than a batch's may be, and leave none behind."""
@@ -280,10 +293,10 @@ class Trainer:
             gradient += parameter.grad
             parameter.grad = None
 
-    def _differentiate(self, documents: Sequence[Document]) -> list[float]:
+    def _differentiate(self, documents: Sequence[_Tokens]) -> list[float]:
         """Add the gradient of one batch; returns what it measured, its tokens and its questions."""
-        segments = [self._segments(document) for document in documents]
-        questions = [[self._question(q, document) for q in document.questions] for document in documents]
+        segments = [document.segments for document in documents]
+        questions = [document.questions for document in documents]
         result = self._outer_loop.backward(self.meta, segments, questions)
         tokens = sum(len(s.ids) for document in segments for s in document)
         return [*astuple(result), tokens, sum(map(len, questions))]
@@ -295,8 +308,9 @@ class Trainer:
     def _count_tokens(self, text: str) -> int:
         return len(self.base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
-    def _segments(self, document: Document) -> list[Segment]:
-        return split_segments(normalise(document.text), self.base.tokenizer, self.settings.segments)
+    def _tokens(self, document: Document) -> _Tokens:
+        segments = split_segments(normalise(document.text), self.base.tokenizer, self.settings.segments)
+        return _Tokens(segments, [self._question(question, document) for question in document.questions])
 
     def _question(self, question: Question, document: Document) -> Segment:
         if self._in_context:
@@ -378,11 +392,6 @@ def _optimiser(meta: MetaParameters, outer: OuterSettings, *, in_context: bool) 
         groups.append({"params": meta.weighting_parameters(), "peak": outer.weighting_rate})
     used = [group for group in groups if group["params"]]
     return torch.optim.AdamW(used, lr=outer.rate, betas=outer.betas, weight_decay=outer.weight_decay)
-
-
-def _longest_grounds(document: Document) -> int:
-    """Characters of the longest text that one of its answers is read off: what a question costs most of all."""
-    return max((len("\n".join(question.grounds)) for question in document.questions), default=0)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,10 @@ PADDING_LIMIT = 0.15
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """S segments of each of D documents, and where their loss is.
+    """S segments of each of D documents, which may be some of those that are read together, and where their loss is.
 
     Attributes:
+        members: which of all documents these are, ``[D]``, ascending.
         ids: token ids ``[D·S, T]``, in document order, padded on the right (no real token ever looks there).
         positions: index into a document's ``S·T`` positions of each state that predicts a token, ``[D, K]``.
         own_positions: index of the predicted token itself, whose state gives its weight, ``[D, K]``.
@@ -29,6 +30,7 @@ class MicroBatch:
             padding, ``[D, K]``.
     """
 
+    members: Tensor
     ids: Tensor
     positions: Tensor
     own_positions: Tensor
@@ -43,11 +45,19 @@ class MicroBatch:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of its tensors."""
-        return self.ids, self.positions, self.own_positions, self.targets, self.shares
+        return self.members, self.ids, self.positions, self.own_positions, self.targets, self.shares
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         """The same with each tensor changed."""
         return MicroBatch(*map(change, self.tensors))
+
+    def rows_of(self, every: Tensor) -> Tensor:
+        """Its documents' rows of a tensor with a row for each of all documents; the tensor itself where it has all."""
+        return every if len(every) == self.documents else every.index_select(0, self.members)
+
+    def add_to(self, every: Tensor, rows: Tensor) -> Tensor:
+        """Add rows of its documents to those of all documents, in place; returns these."""
+        return every.add_(rows) if len(every) == self.documents else every.index_add_(0, self.members, rows)
 
 
 def make_micro_batches(
@@ -63,50 +73,104 @@ def make_micro_batches(
         documents: segments of each document.
         token_limit: most tokens (``D·S·T``, padding included) of a micro-batch, unless one segment has more.
         pad_id: id for the padding.
-        padding_limit: the segments of a micro-batch are filled up to the longest; more padding than this share of it is
-            worth another micro-batch.
+        padding_limit: the segments of a micro-batch are filled up to the longest, and its documents to the most
+            segments; more padding than this share of all is worth other micro-batches.
 
     Returns:
         Micro-batches that hold every segment once. The sum of their losses is the mean over all loss tokens of each
         document, a stressed one counted as often as it weighs, however they are cut.
     """
-    ordered = [sorted(segments, key=lambda segment: -len(segment.ids)) for segments in documents]
     loss_weights = [sum(s.loss_weight for s in segments) for segments in documents]
-    slots = max(len(segments) for segments in ordered)
-    lengths = [max(len(s[slot].ids) for s in ordered if slot < len(s)) for slot in range(slots)]
-    batches = []
+    return [
+        _micro_batch(rows, loss_weights, pad_id)
+        for cell in _cells(documents, padding_limit)
+        for rows in _slots(cell, token_limit, padding_limit)
+    ]
+
+
+# Segments of some documents, by their numbers, each document's longest first.
+_Rows = Mapping[int, Sequence[Segment]]
+
+
+def _cells(documents: Sequence[Sequence[Segment]], padding_limit: float) -> list[_Rows]:
+    """Cut D documents' segments, by documents or by length, until little would be padding or no cut saves any.
+
+    The cut that saves most comes first. A single document stays whole: only its slots can be cut, see `_slots`.
+    """
+    whole: _Rows = {d: sorted(segments, key=lambda s: -len(s.ids)) for d, segments in enumerate(documents)}
+    if len(documents) == 1:
+        return [whole]
+    most = sum(len(s.ids) for segments in documents for s in segments) / (1 - padding_limit)
+    cells = [(whole, _best_cut(whole))]
+    while sum(_padded(cell) for cell, _ in cells) > most:
+        place = max(range(len(cells)), key=lambda i: _padded(cells[i][0]) - sum(map(_padded, cells[i][1])))
+        cell, halves = cells[place]
+        if sum(map(_padded, halves)) >= _padded(cell):
+            break
+        cells[place : place + 1] = [(half, _best_cut(half)) for half in halves]
+    return [cell for cell, _ in cells]
+
+
+def _padded(rows: _Rows) -> int:
+    """Tokens of a micro-batch of these, with its padding."""
+    return len(rows) * max(map(len, rows.values())) * max(len(segments[0].ids) for segments in rows.values())
+
+
+def _best_cut(rows: _Rows) -> list[_Rows]:
+    """Two parts with the least padding, or what cannot be cut."""
+    return min(_cuts(rows), key=lambda halves: sum(map(_padded, halves)), default=[rows])
+
+
+def _cuts(rows: _Rows) -> Iterator[list[_Rows]]:
+    """Every cut between documents of few and of many segments, of short and of long ones, and between segments."""
+    keys = {d: (len(segments), len(segments[0].ids)) for d, segments in rows.items()}
+    for part in range(2):
+        for least in sorted({key[part] for key in keys.values()})[1:]:
+            few = {d: segments for d, segments in rows.items() if keys[d][part] < least}
+            yield [few, {d: segments for d, segments in rows.items() if d not in few}]
+    for least in sorted({len(s.ids) for segments in rows.values() for s in segments})[1:]:
+        long = {d: [s for s in segments if len(s.ids) >= least] for d, segments in rows.items()}
+        short = {d: segments[len(long[d]) :] for d, segments in rows.items()}
+        yield [{d: segments for d, segments in half.items() if segments} for half in (long, short)]
+
+
+def _slots(rows: _Rows, token_limit: int, padding_limit: float) -> Iterator[_Rows]:
+    """Cut by slots, which the documents' segments fill by length, so that no micro-batch is too large."""
+    slots = max(map(len, rows.values()))
+    lengths = [max(len(s[slot].ids) for s in rows.values() if slot < len(s)) for slot in range(slots)]
     start = 0
     while start < slots:
         end, real = start + 1, lengths[start]
         while end < slots:
             padded = lengths[start] * (end - start + 1)
             real += lengths[end]
-            if padded * len(documents) > token_limit or padded - real > padding_limit * padded:
+            if padded * len(rows) > token_limit or padded - real > padding_limit * padded:
                 break
             end += 1
-        batches.append(_micro_batch([s[start:end] for s in ordered], end - start, lengths[start], loss_weights, pad_id))
+        yield {d: segments[start:end] for d, segments in rows.items()}
         start = end
-    return batches
 
 
-def _micro_batch(
-    documents: list[list[Segment]], rows: int, length: int, loss_weights: Sequence[float], pad_id: int
-) -> MicroBatch:
-    count = max(sum(s.loss_tokens for s in segments) for segments in documents)
-    ids = torch.full((len(documents) * rows, length), pad_id)
-    own = torch.zeros(len(documents), count, dtype=torch.long)
-    targets = torch.zeros(len(documents), count, dtype=torch.long)
-    shares = torch.zeros(len(documents), count)
-    for d, segments in enumerate(documents):
+def _micro_batch(rows: _Rows, loss_weights: Sequence[float], pad_id: int) -> MicroBatch:
+    members = sorted(d for d, segments in rows.items() if segments)
+    slots = max(len(rows[d]) for d in members)
+    length = max(len(rows[d][0].ids) for d in members)
+    count = max(sum(s.loss_tokens for s in rows[d]) for d in members)
+    ids = torch.full((len(members) * slots, length), pad_id)
+    own = torch.zeros(len(members), count, dtype=torch.long)
+    targets = torch.zeros(len(members), count, dtype=torch.long)
+    shares = torch.zeros(len(members), count)
+    for place, d in enumerate(members):
         filled = 0
-        for row, segment in enumerate(segments):
+        for row, segment in enumerate(rows[d]):
             size = len(segment.ids)
-            ids[d * rows + row, :size] = torch.tensor(segment.ids)
+            ids[place * slots + row, :size] = torch.tensor(segment.ids)
             first = segment.first_loss
             loss = slice(filled, filled + segment.loss_tokens)
-            own[d, loss] = torch.arange(row * length + first, row * length + size)
-            targets[d, loss] = torch.tensor(segment.ids[first:])
-            shares[d, loss] = 1 / (loss_weights[d] or 1)
+            own[place, loss] = torch.arange(row * length + first, row * length + size)
+            targets[place, loss] = torch.tensor(segment.ids[first:])
+            shares[place, loss] = 1 / (loss_weights[d] or 1)
             filled = loss.stop
-            shares[d, filled - segment.stressed_tokens : filled] *= segment.stress
-    return MicroBatch(ids=ids, positions=(own - 1).clamp(min=0), own_positions=own, targets=targets, shares=shares)
+            shares[place, filled - segment.stressed_tokens : filled] *= segment.stress
+    positions = (own - 1).clamp(min=0)
+    return MicroBatch(torch.tensor(members), ids, positions, own, targets, shares)

@@ -46,7 +46,8 @@ class GradientGraphs:
         self, inner: InnerLoss, theta: Tensor, prepared: PreparedBatch, weights: Tensor, gradient: Tensor
     ) -> Tensor:
         """As `InnerLoss.add_gradient`: loss ``[D]`` under adapters ``[D, P]``; adds to `gradient` ``[D, P]``."""
-        inputs = _inputs(inner, theta, prepared, weights)
+        batch, own = prepared.batch, prepared.batch.rows_of(theta)
+        inputs = _inputs(inner, own, prepared, weights)
         shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in self._graphs:
             # The first of its shapes compiles its kernels, which no capture may do.
@@ -54,14 +55,14 @@ class GradientGraphs:
             if len(self._graphs) > self._most:
                 self._graphs.popitem(last=False)
             return inner.add_gradient(theta, prepared, weights, gradient)
-        captured = self._graphs[shapes] or self._capture(inner, theta, prepared, weights)
+        captured = self._graphs[shapes] or self._capture(inner, own, prepared, weights)
         self._graphs[shapes] = captured
         self._graphs.move_to_end(shapes)
         for place, tensor in zip(captured.inputs, inputs, strict=True):
             place.copy_(tensor)
         captured.graph.replay()
-        gradient += captured.gradient
-        return captured.loss.clone()
+        batch.add_to(gradient, captured.gradient)
+        return batch.add_to(captured.loss.new_zeros(len(theta)), captured.loss)
 
     def _capture(self, inner: InnerLoss, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> _Graph:
         batch = prepared.batch

@@ -29,7 +29,7 @@ class PreparedBatch:
 
     Attributes:
         batch: the micro-batch.
-        heads: rows of the LM head that compete for each document's tokens, ``[C, H]`` each.
+        heads: rows of the LM head that compete for each of its documents' tokens, ``[C, H]`` each.
         targets: ids of the predicted tokens among those rows, ``[D, K]``.
         states: input of the first adapted layer, ``[D·S, T, H]``, or None where it is recomputed.
         last_states: the frozen base's last hidden states of the predicted tokens, ``[D, K, H]``, or None without
@@ -95,6 +95,7 @@ class InnerLoss:
     def prepare(self, batch: MicroBatch, *, keep_states: bool = True) -> PreparedBatch:
         """Compute what no adapter changes: activations below the first adapted layer, and states for the weights."""
         device = self.adapted.base.device
+        members = batch.members.tolist()
         batch = batch.map(lambda tensor: tensor.to(device))
         states = self.adapted.lower_states(batch.ids)
         last_states = None
@@ -102,9 +103,10 @@ class InnerLoss:
             last_states = _pick(self.adapted.upper_states(states), batch.own_positions)
         targets = batch.targets
         if self._vocabularies is not None:
-            pairs = zip(self._vocabularies, targets, strict=True)
-            targets = torch.stack([torch.searchsorted(ids, row) for ids, row in pairs])
-        return PreparedBatch(batch, self._heads, targets, states if keep_states else None, last_states)
+            pairs = zip(members, targets, strict=True)
+            targets = torch.stack([torch.searchsorted(self._vocabularies[d], row) for d, row in pairs])
+        heads = tuple(self._heads[d] for d in members)
+        return PreparedBatch(batch, heads, targets, states if keep_states else None, last_states)
 
     def weights(self, prepared: PreparedBatch) -> Tensor:
         """Weight of each loss token, its share of the document's mean included, ``[D, K]``."""
@@ -123,7 +125,7 @@ class InnerLoss:
         gradient: Tensor | None = None,
         merged: MergedLayers | None = None,
     ) -> Tensor:
-        """Last hidden states ``[D, K, H]`` that predict the loss tokens, under adapters ``[D, P]``.
+        """Last hidden states ``[D, K, H]`` that predict the loss tokens, under its documents' adapters ``[D, P]``.
 
         With `gradient`, the backward pass adds the adapters' to that buffer (`AdaptedModel.bind`). With `merged` too,
         the only document's adapter has been merged into those layers.
@@ -147,17 +149,18 @@ class InnerLoss:
         return torch.cat([weighted_cross_entropy(*document) for document in one])
 
     def gradient(self, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss ``[D]`` and its gradient ``[D, P]``, which can be differentiated again.
+        """Loss ``[D]`` and its gradient ``[D, P]``, which can be differentiated again; zeros for other documents.
 
         Args:
-            theta: adapters, ``[D, P]``, requiring a gradient.
+            theta: adapters of all documents, ``[D, P]``, requiring a gradient.
             prepared: the micro-batch.
-            weights: of its loss tokens, ``[D, K]``.
+            weights: of its loss tokens, a row for each of its documents.
         """
         with torch.enable_grad(), double_backward(True):
-            loss = self.loss(self.predicting_states(theta, prepared), prepared, weights)
+            states = self.predicting_states(prepared.batch.rows_of(theta), prepared)
+            loss = self.loss(states, prepared, weights)
             (gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=True)
-        return loss.detach(), gradient
+        return prepared.batch.add_to(loss.new_zeros(len(theta)), loss.detach()), gradient
 
     def add_gradient(
         self,
@@ -168,21 +171,26 @@ class InnerLoss:
         *,
         merged: MergedLayers | None = None,
     ) -> Tensor:
-        """Loss ``[D]``; adds its gradient to the buffer `gradient` ``[D, P]``, the only one of that size.
+        """Loss ``[D]``; adds its gradient to the buffer `gradient` ``[D, P]``, the only one of that size where the
+        micro-batch has all documents.
 
         Args:
-            theta: adapters, ``[D, P]``.
+            theta: adapters of all documents, ``[D, P]``.
             prepared: the micro-batch.
-            weights: of its loss tokens, ``[D, K]``.
+            weights: of its loss tokens, a row for each of its documents.
             gradient: what to add to.
             merged: layers into which `theta` has been merged, for one document.
         """
-        theta = theta.detach().requires_grad_()
+        batch = prepared.batch
+        own = batch.rows_of(theta.detach()).requires_grad_()
+        into = gradient if len(own) == len(theta) else torch.zeros_like(own, requires_grad=False)
         with torch.enable_grad(), double_backward(False):
-            states = self.predicting_states(theta, prepared, gradient=gradient, merged=merged)
+            states = self.predicting_states(own, prepared, gradient=into, merged=merged)
             loss = self.loss(states, prepared, weights.detach())
-            torch.autograd.grad(loss.sum(), theta, allow_unused=True)
-        return loss.detach()
+            torch.autograd.grad(loss.sum(), own, allow_unused=True)
+        if into is not gradient:
+            batch.add_to(gradient, into)
+        return batch.add_to(loss.new_zeros(len(theta)), loss.detach())
 
 
 def double_backward(needed: bool) -> AbstractContextManager[None]:

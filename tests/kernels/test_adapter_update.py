@@ -124,5 +124,5 @@ def test_where_the_gradient_is_zero_the_step_has_a_derivative() -> None:
 
 def test_sizes_that_do_not_add_up_are_an_error() -> None:
     theta, gradient, _ = _leaves(1, [5])
-    with pytest.raises(RuntimeError, match="split_with_sizes"):
+    with pytest.raises(ValueError, match="sizes: add up to 4, and theta has 5 elements"):
         rms_update(theta, gradient, torch.ones(2).double(), [2, 2], epsilon=1e-8)

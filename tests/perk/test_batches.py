@@ -40,14 +40,14 @@ def test_each_token_with_loss_is_predicted_once_from_all_before_it(
     found: list[list[tuple[tuple[int, ...], int]]] = [[] for _ in documents]
     for batch in make_micro_batches(documents, token_limit=token_limit, pad_id=PAD):
         length = batch.ids.shape[1]
-        ids = batch.ids.view(len(documents), -1, length)
-        for d, index in (batch.shares > 0).nonzero().tolist():
-            row, column = divmod(int(batch.positions[d, index]), length)
-            before = tuple(ids[d, row, : column + 1].tolist())
+        ids = batch.ids.view(batch.documents, -1, length)
+        for place, index in (batch.shares > 0).nonzero().tolist():
+            row, column = divmod(int(batch.positions[place, index]), length)
+            before = tuple(ids[place, row, : column + 1].tolist())
             assert PAD not in before
-            assert int(batch.own_positions[d, index]) == row * length + column + 1
-            assert int(ids[d, row, column + 1]) == int(batch.targets[d, index])
-            found[d].append((before, int(batch.targets[d, index])))
+            assert int(batch.own_positions[place, index]) == row * length + column + 1
+            assert int(ids[place, row, column + 1]) == int(batch.targets[place, index])
+            found[int(batch.members[place])].append((before, int(batch.targets[place, index])))
     assert [sorted(losses) for losses in found] == [_losses(segments) for segments in documents]
 
 
@@ -55,7 +55,7 @@ def test_each_token_with_loss_is_predicted_once_from_all_before_it(
 def test_the_shares_of_a_document_are_those_of_a_mean(documents: list[list[Segment]], token_limit: int) -> None:
     batches = make_micro_batches(documents, token_limit=token_limit, pad_id=PAD)
     for d, segments in enumerate(documents):
-        shares = torch.cat([batch.shares[d] for batch in batches])
+        shares = torch.cat([batch.shares[batch.members == d].flatten() for batch in batches])
         count = sum(segment.loss_tokens for segment in segments)
         torch.testing.assert_close(shares[shares > 0], torch.full((count,), 1 / max(count, 1)))
 
@@ -65,8 +65,7 @@ def test_a_micro_batch_has_at_most_the_limit_unless_it_is_one_segment_of_each(
     documents: list[list[Segment]], token_limit: int
 ) -> None:
     for batch in make_micro_batches(documents, token_limit=token_limit, pad_id=PAD):
-        assert batch.documents == len(documents)
-        assert batch.ids.numel() <= token_limit or batch.ids.shape[0] == len(documents)
+        assert batch.ids.numel() <= token_limit or batch.ids.shape[0] == batch.documents
 
 
 def test_segments_of_one_length_fill_the_limit() -> None:
@@ -87,6 +86,35 @@ def test_as_much_is_padding_as_is_said() -> None:
     segments = [Segment(ids=(1,) * length, prefix_tokens=1) for length in (100, 95, 90, 50, 48, 46, 5)]
     batches = make_micro_batches([segments], token_limit=10_000, pad_id=PAD, padding_limit=0.3)
     assert [tuple(batch.ids.shape) for batch in batches] == [(6, 100), (1, 5)]
+
+
+@given(documents=DOCUMENTS)
+def test_cutting_documents_apart_never_adds_padding(documents: list[list[Segment]]) -> None:
+    whole, cut = (
+        sum(b.ids.numel() for b in make_micro_batches(documents, token_limit=10_000, pad_id=PAD, padding_limit=limit))
+        for limit in (0.999, 0.3)
+    )
+    assert cut <= whole
+
+
+def test_documents_of_many_short_segments_are_not_filled_up_to_those_of_few_long_ones() -> None:
+    register = [Segment(ids=(1,) * 40, prefix_tokens=1)] * 20
+    article = [Segment(ids=(1,) * 200, prefix_tokens=1)] * 3
+    batches = make_micro_batches([register, article, register], token_limit=10_000, pad_id=PAD)
+    found = [(batch.members.tolist(), tuple(batch.ids.shape)) for batch in batches]
+    assert sorted(found) == [([0, 2], (40, 40)), ([1], (3, 200))]
+
+
+def test_rows_of_some_documents_are_picked_and_added() -> None:
+    batch, other = make_micro_batches(
+        [[Segment(ids=(1,) * n, prefix_tokens=1)] for n in (40, 4, 40)], token_limit=100, pad_id=PAD
+    )
+    assert (batch.members.tolist(), other.members.tolist()) == ([1], [0, 2])
+    every = torch.arange(6.0).view(3, 2)
+    assert torch.equal(other.rows_of(every), every[[0, 2]])
+    assert torch.equal(
+        other.add_to(torch.zeros(3, 2), torch.ones(2, 2)), torch.tensor([[1.0] * 2, [0.0] * 2, [1.0] * 2])
+    )
 
 
 def test_there_must_be_a_document() -> None:
