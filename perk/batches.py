@@ -95,10 +95,11 @@ _Rows = Mapping[int, Sequence[Segment]]
 def _cells(documents: Sequence[Sequence[Segment]], padding_limit: float) -> list[_Rows]:
     """Cut D documents' segments, by documents or by length, until little would be padding or no cut saves any.
 
-    The cut that saves most comes first. A single document stays whole: only its slots can be cut, see `_slots`.
+    The cut that saves most comes first. A single document stays whole: only its slots can be cut, see `_slots`. One
+    without segments is in no cell.
     """
-    whole: _Rows = {d: sorted(segments, key=lambda s: -len(s.ids)) for d, segments in enumerate(documents)}
-    if len(documents) == 1:
+    whole: _Rows = {d: sorted(rows, key=lambda s: -len(s.ids)) for d, rows in enumerate(documents) if rows}
+    if len(whole) == 1:
         return [whole]
     most = sum(len(s.ids) for segments in documents for s in segments) / (1 - padding_limit)
     cells = [(whole, _best_cut(whole))]
