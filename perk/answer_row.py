@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,10 @@ from perk.row_cache import RowCache
 from perk.settings import TemplateSettings
 
 __all__ = ["AnswerDelta", "AnswerRow"]
+
+# What is recalled goes round once one passage has come so often in a row, and makes up so many tokens; hardly any text does.
+_ROUNDS = 3
+_TOKENS_OF_ROUNDS = 48
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,17 @@ class AnswerRow:
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
     def _recall(self, logits: Tensor) -> int:
-        """What the document said is no matter of taste: always the likeliest token, until the mark must follow."""
+        """What the document said is no matter of taste: always the likeliest token, until the mark must follow.
+
+        Chosen so, a text that goes round never leaves its circle; the answer is read off what came before.
+        """
         if not self._forced:
             token = int(logits.argmax())
-            if token != self._eos_id and len(self.ids) < self.templates.max_support_tokens:
+            if (
+                token != self._eos_id
+                and len(self.ids) < self.templates.max_support_tokens
+                and not _goes_round(self.ids)
+            ):
                 return token
             self._forced = list(self._support_end_ids)
         return self._forced.pop(0)
@@ -164,6 +176,16 @@ class AnswerRow:
             self.answer_from = len(self.ids)
             self.support = before.strip()
         return after.lstrip()
+
+
+def _goes_round(ids: list[int]) -> bool:
+    """Whether token ids end with one passage again and again."""
+    for length in range(1, len(ids) // _ROUNDS + 1):
+        rounds = max(_ROUNDS, math.ceil(_TOKENS_OF_ROUNDS / length))
+        # The last token first: nearly every length is ruled out by it.
+        if ids[-1 - length] == ids[-1] and ids[-length * rounds :] == ids[-length:] * rounds:
+            return True
+    return False
 
 
 def _held_back(text: str, stops: tuple[str, ...]) -> str:

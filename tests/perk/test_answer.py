@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from perk import Answer, AnswerRequest, InvalidInput, PerkModel
+from perk.answer_row import AnswerRow
 from perk.settings import TemplateSettings
 
 QUESTIONS = ("Where is Mary?", "What is the grade of the student with ID 3109998?", "Why?")
@@ -210,6 +211,33 @@ def greedy_ids(model: PerkModel, adapter: Tensor, ids: Sequence[int], count: int
             last = model.base.backbone(torch.tensor([grown])).last_hidden_state[0, -1]
         grown.append(int((model.base.head @ last).argmax()))
     return grown[len(ids) :]
+
+
+@pytest.mark.parametrize(("passage", "rounds"), [(tuple(range(20, 50)), 3), ((20, 21, 22, 23), 12), ((20,), 48)])
+def test_recall_that_goes_round_ends(
+    model: PerkModel, make_adapter: MakeAdapter, passage: tuple[int, ...], rounds: int
+) -> None:
+    templates = RECALLING.model_copy(update={"max_support_tokens": 400})
+    row = AnswerRow(0, AnswerRequest(QUESTIONS[0], adapter=make_adapter(model, 1)), templates, model.base)
+    # The beginning differs: only an end that repeats itself counts.
+    said = [19, *(passage * (rounds + 3))]
+    for token in said:
+        row.take(torch.nn.functional.one_hot(torch.tensor(token), len(model.base.tokenizer)).float())
+        if row.ids[-1] != token:
+            break
+    recalled = len(row.ids) - 1
+    assert row.ids[:recalled] == said[:recalled]
+    assert recalled == 1 + len(passage) * rounds
+    assert model.base.tokenizer.decode(row.ids[recalled:]) in "\nAnswer:"
+
+
+def test_lines_that_differ_in_a_word_do_not_go_round(model: PerkModel, make_adapter: MakeAdapter) -> None:
+    templates = RECALLING.model_copy(update={"max_support_tokens": 400})
+    row = AnswerRow(0, AnswerRequest(QUESTIONS[0], adapter=make_adapter(model, 1)), templates, model.base)
+    said = [token for line in range(20) for token in (*range(20, 30), 100 + line)]
+    for token in said:
+        row.take(torch.nn.functional.one_hot(torch.tensor(token), len(model.base.tokenizer)).float())
+    assert row.ids == said
 
 
 def test_what_is_recalled_comes_before_the_answer_and_is_no_part_of_it(
