@@ -16,7 +16,7 @@ from perk.settings import TemplateSettings
 
 __all__ = ["AnswerDelta", "AnswerRow"]
 
-# What is recalled goes round once one passage has come so often in a row and fills so many tokens; hardly any text does.
+# What is recalled goes round once one passage has come so often in a row and fills so many tokens; few texts do.
 _ROUNDS = 3
 _TOKENS_OF_ROUNDS = 48
 
