@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from meta_training.curriculum import Curriculum, Draw
+from meta_training.document_tokens import DocumentTokens
 from meta_training.evaluate import score_documents
-from meta_training.in_context import InContextLoop, in_context_question
+from meta_training.in_context import InContextLoop
 from meta_training.outer_loop import MetaParameters, OuterLoop, OuterResult
 from meta_training.processes import Processes, join_processes
-from meta_training.question_segment import question_segment
 from meta_training.rate_schedule import rate_share
 from meta_training.running_mean import RunningMean
 from meta_training.settings import OuterSettings, TrainSettings, read_settings
 from meta_training.stop_signals import stop_signals
-from meta_training.tasks import Document, Question
+from meta_training.tasks import Document
 from meta_training.training_log import TrainingLog
 from perk import PerkModel
 from perk.base_model import BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, new_checkpoint
 from perk.errors import InvalidInput, PerkError
 from perk.lora import AdaptedModel
-from perk.segment import Segment
-from perk.segments import normalise, split_segments
 from perk.settings import BaseSettings, PerkSettings
 
 __all__ = ["DivergenceError", "Trainer", "run_training"]
@@ -46,14 +44,6 @@ _BEST = "best"
 
 class DivergenceError(PerkError):
     """The loss or its gradient is no longer finite; the step's data is saved beside the log."""
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """A document and its questions as the model reads them."""
-
-    segments: list[Segment]
-    questions: list[Segment]
 
 
 class Trainer:
@@ -273,16 +263,16 @@ class Trainer:
             step_losses=outer.step_losses,
         )
 
-    def _batches(self, documents: Sequence[Document]) -> list[list[_Tokens]]:
+    def _batches(self, documents: Sequence[Document]) -> list[list[DocumentTokens]]:
         """Documents of a step that are differentiated together: alike ones, as all are padded to the largest."""
         size = self.settings.outer.documents
-        ordered = sorted((self._tokens(document) for document in documents), key=self._extent)
+        tokens = [DocumentTokens.of(document, self.base, self.settings) for document in documents]
+        ordered = sorted(tokens, key=self._extent)
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
-    def _extent(self, document: _Tokens) -> tuple[int, int]:
+    def _extent(self, document: DocumentTokens) -> tuple[int, int]:
         """What documents are alike by: the segments that the inner loop reads, then tokens of the longest question."""
-        read = 0 if self._in_context else len(document.segments)
-        return read, max((len(question.ids) for question in document.questions), default=0)
+        return 0 if self._in_context else len(document.segments), document.longest_question
 
     def _take_gradients(self, into: Sequence[Tensor]) -> None:
         """Add one batch's gradient to `into`, no larger than a batch's may be, and leave none behind."""
@@ -293,7 +283,7 @@ class Trainer:
             gradient += parameter.grad
             parameter.grad = None
 
-    def _differentiate(self, documents: Sequence[_Tokens]) -> list[float]:
+    def _differentiate(self, documents: Sequence[DocumentTokens]) -> list[float]:
         """Add the gradient of one batch; returns what it measured, its tokens and its questions."""
         segments = [document.segments for document in documents]
         questions = [document.questions for document in documents]
@@ -307,19 +297,6 @@ class Trainer:
 
     def _count_tokens(self, text: str) -> int:
         return len(self.base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-    def _tokens(self, document: Document) -> _Tokens:
-        segments = split_segments(normalise(document.text), self.base.tokenizer, self.settings.segments)
-        return _Tokens(segments, [self._question(question, document) for question in document.questions])
-
-    def _question(self, question: Question, document: Document) -> Segment:
-        if self._in_context:
-            question = replace(
-                question, question=in_context_question(question.question, document, self.base, self.settings.templates)
-            )
-        return question_segment(
-            question, self.base, self.settings.templates, answer_weight=self.settings.outer.answer_weight
-        )
 
     def _log_step(self, drawn: Draw, tokens: int, questions: int, result: OuterResult, norm: float) -> None:
         self._log.step(
