@@ -21,6 +21,7 @@ from meta_training.evaluate import evaluate
 from meta_training.experiment import read_experiment, run_experiment
 from meta_training.make_data import MAKEABLE_TASKS, make_data
 from meta_training.practice import practise
+from meta_training.processes import join_processes
 from meta_training.report import report
 from meta_training.settings import read_settings
 from meta_training.trainer import run_training
@@ -63,21 +64,34 @@ def practise_command(
     checkpoint: Annotated[str, typer.Option(help="Folder, or the name of a shipped checkpoint, to begin with.")],
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
     steps: Annotated[int, typer.Option(min=1, help="Of the initialisation.")] = 50,
-    questions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 64,
+    questions: Annotated[int, typer.Option(min=0, help="Of each step, with their supports.")] = 64,
+    recalled: Annotated[
+        int, typer.Option(min=0, help="Of each step, without: about a document encoded for it, and three before.")
+    ] = 0,
     rate: Annotated[float, typer.Option(min=0, help="Learning rate at its highest.")] = 1e-3,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.")] = None,
 ) -> None:
-    """Learn to answer from a support that is given; meta-training goes on from there (train --start)."""
+    """Learn to answer from supports that are given, and from memory; train --start goes on from there."""
     settings = read_settings(config, overrides or ())
+    processes = join_processes()
     with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[score]}")) as progress:
         bar = progress.add_task("practice", total=steps, score="")
 
         def report(loss: float, exact: float) -> None:
             progress.update(bar, advance=1, score=f"loss {loss:.3f}, exact {exact:.0%}")
 
-        model = PerkModel.load(checkpoint)
-        learned = practise(model, settings, steps=steps, questions=questions, rate=rate, report=report)
-    learned.save(out)
+        learned = practise(
+            PerkModel.load(checkpoint, device=processes.device),
+            settings,
+            steps=steps,
+            questions=questions,
+            recalled=recalled,
+            rate=rate,
+            report=report,
+            processes=processes,
+        )
+    if processes.main:
+        learned.save(out)
 
 
 @application.command("enlarge")

@@ -26,7 +26,7 @@ class MicroBatch:
         positions: index into a document's ``S·T`` positions of each state that predicts a token, ``[D, K]``.
         own_positions: index of the predicted token itself, whose state gives its weight, ``[D, K]``.
         targets: ids of the predicted tokens, ``[D, K]``.
-        shares: weight of each token in the whole document's mean (1 / its loss tokens where none is stressed), 0 for
+        shares: weight of each token in the whole document's mean (1 / its loss tokens where all weigh the same), 0 for
             padding, ``[D, K]``.
     """
 
@@ -78,7 +78,7 @@ def make_micro_batches(
 
     Returns:
         Micro-batches that hold every segment once. The sum of their losses is the mean over all loss tokens of each
-        document, a stressed one counted as often as it weighs, however they are cut.
+        document, each counted as often as it weighs, however they are cut.
     """
     loss_weights = [sum(s.loss_weight for s in segments) for segments in documents]
     return [
@@ -170,8 +170,8 @@ def _micro_batch(rows: _Rows, loss_weights: Sequence[float], pad_id: int) -> Mic
             loss = slice(filled, filled + segment.loss_tokens)
             own[place, loss] = torch.arange(row * length + first, row * length + size)
             targets[place, loss] = torch.tensor(segment.ids[first:])
-            shares[place, loss] = 1 / (loss_weights[d] or 1)
+            shares[place, loss] = torch.tensor(segment.weights) if segment.weights else 1.0
+            shares[place, loss] /= loss_weights[d] or 1
             filled = loss.stop
-            shares[place, filled - segment.stressed_tokens : filled] *= segment.stress
     positions = (own - 1).clamp(min=0)
     return MicroBatch(torch.tensor(members), ids, positions, own, targets, shares)

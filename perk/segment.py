@@ -14,14 +14,12 @@ class Segment:
     Attributes:
         ids: prefix and text.
         prefix_tokens: how many ids at the start are the prefix, which carries no loss.
-        stressed_tokens: how many ids at the end weigh `stress` times as much as the others in the loss.
-        stress: their weight.
+        weights: what each id that carries loss weighs in it; none: one each.
     """
 
     ids: tuple[int, ...]
     prefix_tokens: int
-    stressed_tokens: int = 0
-    stress: float = 1.0
+    weights: tuple[float, ...] = ()
 
     @property
     def first_loss(self) -> int:
@@ -36,4 +34,4 @@ class Segment:
     @property
     def loss_weight(self) -> float:
         """Sum of the weights of the ids that carry loss."""
-        return self.loss_tokens + (self.stress - 1) * self.stressed_tokens
+        return sum(self.weights) if self.weights else self.loss_tokens

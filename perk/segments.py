@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from perk.errors import InvalidInput
 from perk.segment import Segment
 from perk.sentences import sentences, text_lines
+from perk.series import series_lines
 from perk.settings import SegmentSettings
 
 __all__ = ["join_passages", "normalise", "split_segments"]
@@ -55,7 +56,8 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
     """Cut a normalised document into segments.
 
     Returns:
-        Segments in document order; together they hold every word of the text once.
+        Segments in document order, which together hold every word of the text once; then those that say where its
+        numbered series end.
     """
     # Byte-pair encoders take a space into the word behind it: after a prefix without one, the text begins with it.
     lead = " " if settings.prefix and not settings.prefix[-1].isspace() else ""
@@ -65,6 +67,8 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
             pieces.append(tokens)
         else:
             pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens, lead))
+    if settings.series:
+        pieces.extend(_tokens(lead + line, tokenizer) for line in series_lines(text))
     end = _tokens(settings.end, tokenizer)
     segments = []
     for index, piece in enumerate(pieces, start=1):

@@ -88,6 +88,8 @@ class SegmentSettings(_Settings):
     end: str = Field(default="", exclude_if=lambda value: value == "")
     """Ends each segment's text, as part of it, so that recall learns where to stop: a line break, where one follows
     each support."""
+    series: bool = Field(default=False, exclude_if=lambda value: value is False)
+    """Whether the document's numbered series are read too, and where each ends (`perk.series`)."""
 
     @model_validator(mode="after")
     def _prefix_formats(self) -> SegmentSettings:

@@ -16,11 +16,13 @@ from meta_training.document import Document, Question
 from meta_training.tasks.babi_stories import Asked, Story, read_stories
 from meta_training.tasks.babi_words import renaming
 from meta_training.tasks.background import Background, as_passages
+from meta_training.tasks.recount import Rename, recount_actor, recount_thing
 from meta_training.tasks.shared_data import data_file
 from meta_training.tasks.story_teller import tell_story
 from meta_training.tasks.task import CountTokens, Split
-from meta_training.tasks.whereabouts import derive_questions, read_back
+from meta_training.tasks.whereabouts import derive_questions
 from perk.errors import InvalidInput
+from perk.series import numbered_series
 
 __all__ = ["BabiLong"]
 
@@ -49,6 +51,7 @@ class BabiLong:
         min_facts: int = 2,
         renamed_share: float = 0.0,
         invented_share: float = 0.0,
+        recount: bool = False,
     ) -> None:
         """Choose stories.
 
@@ -64,6 +67,8 @@ class BabiLong:
                 four actors and six places only.
             invented_share: share of the documents for training whose stories are told anew by bAbI's rules, with no
                 more facts than fit: bAbI has 200 stories of QA3, and half of its questions there follow over 40 facts.
+            recount: whether everyone's facts are told before the answer (see `recount`), not those alone that support
+                it; segments then have to hold the document's series (`SegmentSettings.series`).
 
         Raises:
             InvalidInput: an unknown kind, a number out of range, or no data.
@@ -72,6 +77,8 @@ class BabiLong:
             raise InvalidInput("facts", str(facts), "1, 2 or 3")
         if kind not in ("events", "raw"):
             raise InvalidInput("kind", repr(kind), "events or raw")
+        if recount and kind == "raw":
+            raise InvalidInput("recount", "true with kind raw", "facts with event numbers")
         shares = {"inline_share": inline_share, "renamed_share": renamed_share, "invented_share": invented_share}
         for name, share in shares.items():
             if not 0 <= share <= 1:
@@ -88,6 +95,7 @@ class BabiLong:
         self._renamed_share = renamed_share
         # Development asks the data set's own stories.
         self._invented_share = invented_share if split == "train" else 0.0
+        self._recount = recount
         self.name = f"babilong-qa{facts}" + ("-raw" if kind == "raw" else "")
 
     def draw(self, rng: random.Random, *, tokens: int, position: float | None = None) -> Document:
@@ -101,36 +109,33 @@ class BabiLong:
             asked = story.questions[-1]
         facts = story.facts[: asked.facts]
         lines = _numbered(facts) if self._kind == "events" else list(facts)
-        questions = [self._question(asked, facts, lines)]
+        questions = [asked]
         if position is None:
             seen = {asked.question}
             for also in derive_questions(facts, self._facts, in_order=self._kind == "raw"):
                 if also.question not in seen:
-                    questions.append(self._question(also, facts, lines))
+                    questions.append(also)
             rng.shuffle(questions)
-        if rng.random() < self._renamed_share:
-            rename = renaming(rng)
-            lines = [rename(line) for line in lines]
-            questions = [
-                replace(
-                    q,
-                    question=rename(q.question),
-                    answer=rename(q.answer),
-                    support=tuple(map(rename, q.support)),
-                    derivation=rename(q.derivation),
-                )
-                for q in questions
-            ]
+        rename = renaming(rng) if rng.random() < self._renamed_share else str
+        lines = [rename(line) for line in lines]
         fact_tokens = sum(self._count_tokens(line) + 1 for line in lines)
         prose = self._background.sentences(rng, max(tokens - fact_tokens, 0))
         if position is not None:
             placed = sorted(asked.support) if self._kind == "events" else range(len(lines))
             context = _placed(lines, placed, prose, position)
         else:
+            told = list(lines)
             if self._kind == "events":
-                rng.shuffle(lines)
-            context = _hidden(rng, lines, prose, inline=rng.random() < self._inline_share)
-        return Document(context, tuple(questions))
+                rng.shuffle(told)
+            context = _hidden(rng, told, prose, inline=rng.random() < self._inline_share)
+            # A heading of the book right before a fact hides where the fact begins.
+            if (
+                self._kind == "events"
+                and not numbered_series("\n".join(lines)).items() <= numbered_series(context).items()
+            ):
+                context = _hidden(rng, told, prose, inline=False)
+        series = numbered_series(context)
+        return Document(context, tuple(self._question(asked, facts, lines, rename, series) for asked in questions))
 
     def _story(self, rng: random.Random, tokens: int) -> Story:
         if not self._invented_share or rng.random() >= self._invented_share:
@@ -140,13 +145,21 @@ class BabiLong:
         count = rng.randint(fewest, max(min(most, room), fewest))
         return tell_story(rng, facts=count, supporting=self._facts, in_order=self._kind == "raw")
 
-    def _question(self, asked: Asked, facts: Sequence[str], lines: Sequence[str]) -> Question:
-        support = tuple(lines[index] for index in asked.support)
-        told = Question(question=asked.question, answer=asked.answer, support=support, task=self.name)
-        if self._kind == "raw" or self._facts == 1:
+    def _question(
+        self, asked: Asked, facts: Sequence[str], lines: Sequence[str], rename: Rename, series: dict[str, int]
+    ) -> Question:
+        needed = tuple(lines[index] for index in asked.support)
+        told = Question(rename(asked.question), rename(asked.answer), support=needed, task=self.name)
+        if not self._recount:
             return told
-        # What event numbers make it possible to look up comes first; what follows from it is told as a step of its own.
-        return replace(told, support=tuple(lines[index] for index in read_back(facts)), derivation="\n".join(support))
+        if self._facts == 1:
+            return replace(told, support=tuple(recount_actor(lines, needed[0].split()[0])))
+        _, _, _, thing, *before = asked.question.rstrip("?").split()
+        recounted = recount_thing(facts, lines, thing, rename=rename, series=series)
+        carried = recounted.carried[facts[asked.support[0]].split()[0]]
+        step = f"{thing}: {before[-1]}, from {asked.answer}" if before else carried[-1]
+        assert step in carried
+        return replace(told, support=recounted.lines, derivation=rename(step))
 
 
 def _numbered(facts: tuple[str, ...]) -> list[str]:

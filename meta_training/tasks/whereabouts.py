@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from meta_training.tasks.babi_stories import Asked
 
-__all__ = ["derive_questions", "read_back"]
+__all__ = ["DROP", "MOVE", "TAKE", "derive_questions"]
 
-_MOVE = re.compile(r"^(\w+) (?:went back|went|moved|travelled|journeyed) to the (\w+)\.$")
-_TAKE = re.compile(r"^(\w+) (?:got|took|grabbed|picked up) the (\w+)")
-_DROP = re.compile(r"^(\w+) (?:dropped|discarded|left|put down) the (\w+)")
+MOVE = re.compile(r"^(\w+) (?:went back|went|moved|travelled|journeyed) to the (\w+)\.$")
+TAKE = re.compile(r"^(\w+) (?:got|took|grabbed|picked up) the (\w+)")
+DROP = re.compile(r"^(\w+) (?:dropped|discarded|left|put down) the (\w+)")
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,6 @@ def derive_questions(facts: Sequence[str], supporting: int, *, in_order: bool) -
     return [question for name, thing in told.items() for question in _places_before(facts, name, thing)]
 
 
-def read_back(facts: Sequence[str]) -> list[int]:
-    """All facts, actor after actor and the last of each first.
-
-    A fact that begins with its actor and number is found by these, not by the thing it ends with. So who has a thing
-    is no look-up: everyone's facts are recalled from what they begin with, each by the number below the one before,
-    until none is left.
-
-    Args:
-        facts: of a story, in its order, none after the question.
-
-    Returns:
-        Indices of facts: those of the first actor by name backwards, then of the second, and so on.
-    """
-    return sorted(range(len(facts) - 1, -1, -1), key=lambda index: facts[index].split()[0])
-
-
 def _places_before(facts: Sequence[str], name: str, thing: _Thing) -> list[Asked]:
     # Of several visits to a place, bAbI means the last.
     last = {stay.place: index for index, stay in enumerate(thing.carried)}
@@ -122,16 +106,16 @@ def _follow(facts: Sequence[str]) -> tuple[dict[str, _Stay], dict[str, _Thing]]:
     people: dict[str, _Stay] = {}
     things: dict[str, _Thing] = {}
     for index, fact in enumerate(facts):
-        if match := _MOVE.match(fact):
+        if match := MOVE.match(fact):
             stay = people[match[1]] = _Stay(match[2], index)
             for thing in things.values():
                 if thing.held and thing.actor == match[1]:
                     thing.at = stay
                     thing.carried.append(stay)
-        elif match := _TAKE.match(fact):
+        elif match := TAKE.match(fact):
             before = things[match[2]].actors if match[2] in things else set()
             things[match[2]] = _Thing(index, match[1], True, people.get(match[1]), actors={*before, match[1]})
-        elif (match := _DROP.match(fact)) and match[2] in things:
+        elif (match := DROP.match(fact)) and match[2] in things:
             thing = things[match[2]]
             thing.handled, thing.held = index, False
     return people, things

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,15 @@ import yaml
 from typer.testing import CliRunner
 
 from meta_training.__main__ import application
+from meta_training.answer_loss import AnswerLoss
 from meta_training.practice import practise
 from meta_training.settings import TrainSettings
 from meta_training.trainer import DivergenceError
 from perk import PerkModel
 from perk.checkpoint import Checkpoint, load_checkpoint
 from perk.errors import InvalidInput
+from perk.inner_loop import EncodedDocument
+from perk.segment import Segment
 from perk.settings import TemplateSettings
 
 _TEMPLATES = TemplateSettings(prompt="{question}\nSupport:", support=" {support}\nAnswer:", answer=" {answer}")
@@ -67,6 +73,78 @@ def test_the_same_seed_gives_the_same_checkpoint(model: PerkModel) -> None:
     one, same, other = (practise(model, _settings(seed), steps=2, questions=4) for seed in (1, 1, 2))
     assert torch.equal(one.tensors["initial"], same.tensors["initial"])
     assert not torch.equal(one.tensors["initial"], other.tensors["initial"])
+
+
+def test_from_memory_whole_answers_become_likelier_under_each_documents_own_adapter(model: PerkModel) -> None:
+    losses: list[float] = []
+    learned = practise(
+        model,
+        _settings(),
+        steps=12,
+        questions=0,
+        recalled=8,
+        rate=1e-2,
+        report=lambda loss, _exact: losses.append(loss),
+    )
+    assert losses[-1] < 0.85 * losses[0]
+    assert {name for name, tensor in learned.tensors.items() if not tensor.equal(model.checkpoint.tensors[name])} == {
+        "initial"
+    }
+
+
+def test_a_document_is_encoded_in_each_step_and_asked_about_again(
+    model: PerkModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[torch.Tensor] = []
+    asked: list[int] = []
+    encode, loss = PerkModel.encode, AnswerLoss.__call__
+
+    def note_encoding(self: PerkModel, text: str) -> EncodedDocument:
+        encoded.append(self.initial)
+        return encode(self, text)
+
+    def note_questions(
+        self: AnswerLoss, theta: torch.Tensor, questions: Sequence[Sequence[Segment]]
+    ) -> tuple[float, float, torch.Tensor]:
+        asked.append(sum(map(len, questions)))
+        return loss(self, theta, questions)
+
+    monkeypatch.setattr(PerkModel, "encode", note_encoding)
+    monkeypatch.setattr(AnswerLoss, "__call__", note_questions)
+    practise(model, _settings(questions=4), steps=5, questions=3, recalled=8)
+    assert len(encoded) == 5
+    assert not any(torch.equal(one, other) for one, other in pairwise(encoded)), "from what is learned so far"
+    # The new one, and up to three of those before; then those whose supports are given.
+    assert asked == [2, 3, 2, 2, 3, 2, 2, 2, 3, *[2, 2, 2, 2, 3] * 2]
+
+
+def test_a_configuration_may_change_how_documents_are_read(model: PerkModel) -> None:
+    segments = model.settings.segments.model_copy(update={"series": True})
+    kept = practise(model, _settings(), steps=1, questions=2)
+    changed = practise(model, TrainSettings.model_validate(_run() | {"segments": segments}), steps=1, questions=2)
+    assert kept.settings == model.settings
+    assert changed.settings == model.settings.model_copy(update={"segments": segments})
+
+
+def test_what_is_learned_is_a_mean_of_the_last_steps(model: PerkModel) -> None:
+    def learned(mean_steps: int) -> torch.Tensor:
+        settings = TrainSettings.model_validate(_run() | {"outer": {"mean_steps": mean_steps}})
+        return practise(model, settings, steps=2, questions=2).tensors["initial"]
+
+    begun, last, mean = model.checkpoint.tensors["initial"], learned(0), learned(5)
+    assert 0 < (mean - begun).norm() < (last - begun).norm()
+
+
+def test_a_stop_ends_it_with_what_is_learned(model: PerkModel) -> None:
+    steps: list[float] = []
+
+    def stop(loss: float, _exact: float) -> None:
+        steps.append(loss)
+        signal.raise_signal(signal.SIGTERM)
+
+    learned = practise(model, _settings(), steps=9, questions=2, report=stop)
+    assert len(steps) == 1
+    assert not torch.equal(learned.tensors["initial"], model.checkpoint.tensors["initial"])
 
 
 def test_a_rate_that_is_too_high_is_told(model: PerkModel) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from meta_training.document import Question
 from meta_training.question_segment import question_segment
-from perk.base_model import load_base_model
+from perk.base_model import BaseModel, load_base_model
 from perk.batches import make_micro_batches
+from perk.segment import Segment
 from perk.settings import TemplateSettings
 
 
@@ -36,11 +37,12 @@ def test_answers_and_the_mark_before_them_weigh_what_they_are_said_to_and_suppor
     question = Question("Where is Mary?", "kitchen", support=("Mary went to the kitchen.",))
     templates = TemplateSettings(support=" {support}\nAnswer:")
     segment = question_segment(question, base, templates, answer_weight=4)
-    assert base.tokenizer.decode(segment.ids[-segment.stressed_tokens : -1]) == "\nAnswer: kitchen"
+    stressed = segment.weights.count(4)
+    assert base.tokenizer.decode(segment.ids[-stressed:-1]) == "\nAnswer: kitchen"
     (batch,) = make_micro_batches([[segment]], token_limit=1024, pad_id=base.eos_id)
     shares = batch.shares[0]
     assert float(shares.sum()) == pytest.approx(1)
-    support, answer = shares[: -segment.stressed_tokens], shares[-segment.stressed_tokens :]
+    support, answer = shares[:-stressed], shares[-stressed:]
     assert torch.equal(answer, answer[:1].expand_as(answer))
     assert torch.equal(support, support[:1].expand_as(support))
     assert float(answer[0] / support[0]) == pytest.approx(4)
@@ -53,7 +55,7 @@ def test_a_derivation_follows_the_support_and_weighs_as_much_as_the_answer(tiny_
     segment = question_segment(question, base, templates, answer_weight=4)
     target = base.tokenizer.decode(segment.ids[segment.prefix_tokens : -1])
     assert target == " Mary has 7.\nJohn has 9.\nGrade: 7 and 9: lower\nAnswer: Yes"
-    stressed = base.tokenizer.decode(segment.ids[-segment.stressed_tokens : -1])
+    stressed = base.tokenizer.decode(segment.ids[-segment.weights.count(4) : -1])
     assert stressed == "Grade: 7 and 9: lower\nAnswer: Yes"
 
 
@@ -62,3 +64,33 @@ def test_without_a_place_for_the_support_there_is_none_for_the_derivation(tiny_l
     question = Question("Who?", "Yes", support=("Mary has 7.",), derivation="Grade: 7 and 9: lower")
     segment = question_segment(question, base, TemplateSettings(), answer_weight=4)
     assert base.tokenizer.decode(segment.ids[segment.prefix_tokens : -1]) == " Yes"
+
+
+def test_of_a_support_that_is_given_only_what_is_told_between_its_lines_carries_loss(tiny_llama: Path) -> None:
+    base = load_base_model(str(tiny_llama), device="cpu")
+    lines = ("Mary took the milk.", "milk taken: hall", "Mary went home.", "Mary slept.", "milk: home")
+    question = Question("Where is the milk?", "home", support=lines, derivation="milk: home")
+    templates = TemplateSettings(support=" {support}\nAnswer:")
+    segment = question_segment(question, base, templates, answer_weight=3, given=lambda line: line.startswith("Mary"))
+    assert len(segment.weights) == segment.loss_tokens
+    told, stressed = (_of_weight(segment, base, weight) for weight in (1, 3))
+    # The first tokens of the second and the third of Mary's lines.
+    first, second = (base.tokenizer.decode([base.tokenizer.encode(line)[0]]) for line in lines[2:4])
+    assert told == f"milk taken: hall\n{first}{second}milk: home\n"
+    assert stressed.startswith("milk: home\nAnswer: home")
+    assert segment.loss_weight == segment.weights.count(1) + 3 * segment.weights.count(3)
+
+
+def test_of_a_support_that_is_given_whole_nothing_carries_loss(tiny_llama: Path) -> None:
+    base = load_base_model(str(tiny_llama), device="cpu")
+    question = Question("Where is Mary?", "home", support=("Mary went home.", "Mary slept."))
+    segment = question_segment(
+        question, base, TemplateSettings(support=" {support}\nAnswer:"), given=lambda line: line in question.support
+    )
+    assert _of_weight(segment, base, 1).startswith("\nAnswer: home")
+
+
+def _of_weight(segment: Segment, base: BaseModel, weight: float) -> str:
+    """The text of the tokens that weigh so much."""
+    target = zip(segment.ids[segment.prefix_tokens :], segment.weights, strict=True)
+    return str(base.tokenizer.decode([token for token, own in target if own == weight]))

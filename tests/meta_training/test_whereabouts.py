@@ -6,7 +6,7 @@ import pytest
 
 from meta_training.tasks.babi_stories import read_stories
 from meta_training.tasks.shared_data import data_file
-from meta_training.tasks.whereabouts import derive_questions, read_back
+from meta_training.tasks.whereabouts import derive_questions
 from perk.errors import InvalidInput
 
 _CARRIED = (
@@ -73,15 +73,3 @@ def test_a_thing_of_two_holders_is_asked_about_only_where_their_own_facts_tell()
 def test_nothing_is_asked_about_a_thing_whose_place_was_never_said() -> None:
     assert _derived(("Ann took the lamp.",), 2) == {}
     assert _derived(("Ann took the lamp.", "Ann went to the barn.", "Ann dropped the lamp."), 3) == {}
-
-
-def test_facts_are_read_back_actor_by_actor() -> None:
-    facts = (
-        "Ben moved to the barn.",
-        "Ann picked up the lamp.",
-        "Ann went to the shed.",
-        "Ben got the milk.",
-        "Ann dropped the lamp.",
-    )
-    assert read_back(facts) == [4, 2, 1, 3, 0]
-    assert read_back(()) == []

@@ -1,0 +1,75 @@
+"""Numbered series are found in a text, and where each of them ends is read beside it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from perk.segments import normalise, split_segments
+from perk.series import numbered_series, series_lines
+from perk.settings import SegmentSettings
+
+_LOG = (
+    "Door 7 is in the cellar.\n"
+    "North gate, entry 2: the lock was changed.\n"
+    "Clause 1: rent is due. Clause 2: on the first of the month. He said: “Pay.” Clause 3: in advance.\n"
+    "North gate, entry 1: it was left open.\n"
+)
+
+
+def test_entries_count_in_any_order_on_lines_of_their_own_and_between_sentences() -> None:
+    assert numbered_series(_LOG) == {"Clause": 3, "North gate, entry": 2}
+
+
+def test_the_series_of_a_text_are_a_series_too_and_each_has_its_end() -> None:
+    assert series_lines(_LOG) == [
+        "Series 1: Clause.",
+        "Series 2: North gate, entry.",
+        "Series 3: none.",
+        "Clause 4: none.",
+        "North gate, entry 3: none.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Id 4711: Ann. Id 4712: Ben.",
+        "Item 1: a pen. Item 3: a cup.",
+        "Item 1: a pen. Item 1: a cup.",
+        "at 9: the bell rang",
+        "In chapter 1 and in Chapter\n1: the end",
+        "99 1: only numbers",
+        "",
+    ],
+)
+def test_what_is_not_numbered_from_one_without_a_gap_is_no_series(text: str) -> None:
+    assert numbered_series(text) == {}
+    assert series_lines(text) == []
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[A-Z][a-z]{1,8}( [a-z]{1,8}){0,2}", fullmatch=True), st.integers(1, 12), max_size=5
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_every_series_is_found_wherever_its_entries_stand(series: dict[str, int], rng: object) -> None:
+    lines = [f"{name} {number}: it rained again." for name, last in series.items() for number in range(1, last + 1)]
+    rng.shuffle(lines)  # type: ignore[attr-defined]
+    assert numbered_series("\n".join(lines)) == numbered_series(" ".join(lines)) == dict(sorted(series.items()))
+
+
+def test_segments_of_series_follow_those_of_the_text_where_they_are_asked_for(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    def texts(*, series: bool) -> list[str]:
+        settings = SegmentSettings(prefix="doc_{index}?\nSupport:", end="\n", series=series)
+        segments = split_segments(normalise(_LOG), tiny_tokenizer, settings)
+        return [str(tiny_tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in segments]
+
+    assert texts(series=True) == texts(series=False) + [f" {line}\n" for line in series_lines(_LOG)]
+    assert SegmentSettings(series=False) == SegmentSettings()
+    assert "series" not in SegmentSettings().model_dump(), "fingerprints of checkpoints without it stay what they were"
