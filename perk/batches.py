@@ -164,13 +164,13 @@ def _micro_batch(rows: _Rows, loss_weights: Sequence[float], pad_id: int) -> Mic
     for place, d in enumerate(members):
         filled = 0
         for row, segment in enumerate(rows[d]):
-            size = len(segment.ids)
-            ids[place * slots + row, :size] = torch.tensor(segment.ids)
-            first = segment.first_loss
-            loss = slice(filled, filled + segment.loss_tokens)
-            own[place, loss] = torch.arange(row * length + first, row * length + size)
-            targets[place, loss] = torch.tensor(segment.ids[first:])
-            shares[place, loss] = torch.tensor(segment.weights) if segment.weights else 1.0
+            carrying = segment.carrying
+            ids[place * slots + row, : len(segment.ids)] = torch.tensor(segment.ids)
+            loss = slice(filled, filled + len(carrying))
+            own[place, loss] = row * length + torch.tensor(carrying, dtype=torch.long)
+            targets[place, loss] = torch.tensor([segment.ids[index] for index in carrying], dtype=torch.long)
+            weights = [weight for weight in segment.weights if weight]
+            shares[place, loss] = torch.tensor(weights) if weights else 1.0
             shares[place, loss] /= loss_weights[d] or 1
             filled = loss.stop
     positions = (own - 1).clamp(min=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["Segment"]
@@ -14,7 +15,7 @@ class Segment:
     Attributes:
         ids: prefix and text.
         prefix_tokens: how many ids at the start are the prefix, which carries no loss.
-        weights: what each id that carries loss weighs in it; none: one each.
+        weights: what each id from `first_loss` on weighs in the loss, where they do not all weigh one.
     """
 
     ids: tuple[int, ...]
@@ -23,13 +24,19 @@ class Segment:
 
     @property
     def first_loss(self) -> int:
-        """Index of the first id that carries loss. Without a prefix it is the second: no state predicts the first."""
+        """Index of the first id that may carry loss. Without a prefix it is the second: no state predicts the first."""
         return max(self.prefix_tokens, 1)
+
+    @property
+    def carrying(self) -> Sequence[int]:
+        """Indices of the ids that carry loss: the others cost nothing in it."""
+        behind = range(self.first_loss, len(self.ids))
+        return [index for index, weight in zip(behind, self.weights, strict=True) if weight] if self.weights else behind
 
     @property
     def loss_tokens(self) -> int:
         """How many ids carry loss."""
-        return len(self.ids) - self.first_loss
+        return len(self.carrying)
 
     @property
     def loss_weight(self) -> float:

@@ -121,3 +121,15 @@ def test_rows_of_some_documents_are_picked_and_added() -> None:
 def test_there_must_be_a_document() -> None:
     with pytest.raises(ValueError, match="empty"):
         make_micro_batches([], token_limit=10, pad_id=PAD)
+
+
+def test_tokens_that_weigh_nothing_are_not_predicted() -> None:
+    segments = [
+        Segment(ids=(5, 6, 7, 8, 9), prefix_tokens=2, weights=(0.0, 3.0, 1.0)),
+        Segment(ids=(4, 3, 2, 1, 0), prefix_tokens=3),
+    ]
+    (batch,) = make_micro_batches([segments], token_limit=100, pad_id=PAD)
+    assert batch.targets.tolist() == [[8, 9, 1, 0]]
+    # Each is predicted by the state before it, in rows of five.
+    assert batch.positions.tolist() == [[2, 3, 7, 8]]
+    assert batch.shares[0].tolist() == pytest.approx([3 / 6, 1 / 6, 1 / 6, 1 / 6])
