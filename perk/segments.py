@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +25,8 @@ __all__ = ["join_passages", "normalise", "split_segments"]
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # A line of fewer tokens says too little alone (a heading, a list item, a line of verse).
 _SHORT_LINE = 8
+# What a token about a series weighs: where one ends is read against all its entries, which go on alike.
+_SERIES_WEIGHT = 5.0
 
 # A line with its tokens.
 _Line = tuple[str, list[int]]
@@ -67,13 +70,17 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
             pieces.append(tokens)
         else:
             pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens, lead))
+    of_text = len(pieces)
     if settings.series:
         pieces.extend(_tokens(lead + line, tokenizer) for line in series_lines(text))
     end = _tokens(settings.end, tokenizer)
     segments = []
     for index, piece in enumerate(pieces, start=1):
         prefix = _tokens(settings.prefix.format(index=index), tokenizer)
-        segments.append(Segment(ids=(*prefix, *piece, *end), prefix_tokens=len(prefix)))
+        segment = Segment(ids=(*prefix, *piece, *end), prefix_tokens=len(prefix))
+        if index > of_text:
+            segment = replace(segment, weights=(_SERIES_WEIGHT,) * segment.loss_tokens)
+        segments.append(segment)
     return segments
 
 

@@ -71,5 +71,9 @@ def test_segments_of_series_follow_those_of_the_text_where_they_are_asked_for(
         return [str(tiny_tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in segments]
 
     assert texts(series=True) == texts(series=False) + [f" {line}\n" for line in series_lines(_LOG)]
+    settings = SegmentSettings(series=True)
+    weighing = [segment.weights for segment in split_segments(normalise(_LOG), tiny_tokenizer, settings)]
+    assert not any(weighing[: -len(series_lines(_LOG))]), "those of the text weigh one each"
+    assert {weight for weights in weighing[-len(series_lines(_LOG)) :] for weight in weights} == {5.0}
     assert SegmentSettings(series=False) == SegmentSettings()
     assert "series" not in SegmentSettings().model_dump(), "fingerprints of checkpoints without it stay what they were"
