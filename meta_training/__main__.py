@@ -74,7 +74,8 @@ def practise_command(
     """Learn to answer from supports that are given, and from memory; train --start goes on from there."""
     settings = read_settings(config, overrides or ())
     processes = join_processes()
-    with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[score]}")) as progress:
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[score]}"))
+    with Progress(*columns, disable=not processes.main) as progress:
         bar = progress.add_task("practice", total=steps, score="")
 
         def report(loss: float, exact: float) -> None:

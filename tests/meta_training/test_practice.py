@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -169,3 +172,26 @@ def test_the_command_writes_a_checkpoint(model: PerkModel, tmp_path: Path) -> No
     assert not torch.equal(
         load_checkpoint(tmp_path / "out").tensors["initial"], load_checkpoint(tmp_path / "start").tensors["initial"]
     )
+
+
+def test_two_processes_ask_different_questions_and_one_writes_what_both_learned(
+    model: PerkModel, tmp_path: Path
+) -> None:
+    model.checkpoint.save(tmp_path / "start")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(_run()))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = ["-m", "meta_training", "practise", "--config", str(tmp_path / "run.yaml")]
+    arguments += ["--checkpoint", str(tmp_path / "start"), "--steps", "2", "--questions", "2", "--recalled", "4"]
+    done = subprocess.run(
+        [*launcher, *arguments, "--out", str(tmp_path / "two")],
+        check=True,
+        timeout=200,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.stdout.count("100%") == 1, "one process shows the progress of both"
+    one = practise(model, _settings(), steps=2, questions=2, recalled=4)
+    learned = load_checkpoint(tmp_path / "two").tensors["initial"]
+    assert not torch.equal(learned, model.checkpoint.tensors["initial"])
+    assert not torch.equal(learned, one.tensors["initial"]), "more was asked than one process asks"
