@@ -49,8 +49,8 @@ _LEAST_RATE = 0.05
 
 
 @dataclass(frozen=True)
-class _Remembered:
-    """An encoded document: its adapter's change of the initialisation, ``[P]``, and its questions."""
+class _Batch:
+    """Questions, and a document's change of the initialisation, ``[P]``, that they are asked under."""
 
     change: Tensor
     questions: list[Segment]
@@ -140,10 +140,10 @@ class _Asked:
         self._theta = theta
         self._answer_weight = settings.outer.answer_weight
         self._rng = random.Random(f"{settings.seed}-practice-{processes.index}")
-        self._remembered: deque[_Remembered] = deque(maxlen=_REMEMBERED)
+        self._remembered: deque[_Batch] = deque(maxlen=_REMEMBERED)
         self._fresh = self._given()
 
-    def from_memory(self, questions: int) -> list[_Remembered]:
+    def from_memory(self, questions: int) -> list[_Batch]:
         """Encode a document from the present initialisation, and ask about it and some of those before."""
         earlier = self._rng.sample(self._remembered, min(_AGAIN, len(self._remembered)))
         self._encode(next(self._documents))
@@ -153,18 +153,18 @@ class _Asked:
             for known in (self._remembered[-1], *earlier)
         ]
 
-    def with_support(self, questions: int, step: int) -> list[_Remembered]:
+    def with_support(self, questions: int, step: int) -> list[_Batch]:
         """Ask about documents never encoded, with their supports, under the adapter of one that was."""
-        while not self._remembered:
+        if not self._remembered:
             for document in islice(self._documents, _ENCODED):
                 self._encode(document)
         known = self._remembered[step % len(self._remembered)]
-        return [_Remembered(known.change, list(islice(self._fresh, questions)))]
+        return [_Batch(known.change, list(islice(self._fresh, questions)))]
 
     def _encode(self, document: Document) -> None:
         adapter = _with_initial(self._model, self._theta).encode(document.text).adapter.to(self._theta.device)
         questions = [self._segment(question) for question in document.questions]
-        self._remembered.append(_Remembered(adapter - self._theta.detach(), questions))
+        self._remembered.append(_Batch(adapter - self._theta.detach(), questions))
 
     def _given(self) -> Iterator[Segment]:
         for document in self._documents:

@@ -40,14 +40,14 @@ def question_segment(
         stressed = text.rindex(question.derivation)
     weights = [answer_weight if last > stressed else 1.0 for _, last in encoded["offset_mapping"]]
     if given is not None and templates.support is not None:
-        lines = [given(line) for line in question.support]
+        are_given = [given(line) for line in question.support]
         start = templates.support.index("{support}")
-        for number, line in enumerate(question.support):
+        for number, (line, is_given) in enumerate(zip(question.support, are_given, strict=True)):
             stop = min(start + len(line) + 1, stressed)
-            inside = [i for i, (_, last) in enumerate(encoded["offset_mapping"]) if start < last <= stop]
-            if lines[number]:
-                told = 0 if all(lines) or number == 0 else 1
-                weights[inside[0] + told : inside[-1] + 1] = [0.0] * (len(inside) - told)
+            if is_given:
+                inside = [i for i, (_, last) in enumerate(encoded["offset_mapping"]) if start < last <= stop]
+                for index in inside if all(are_given) or number == 0 else inside[1:]:
+                    weights[index] = 0.0
             start += len(line) + 1
     return Segment(
         ids=(*prompt, *encoded["input_ids"], base.eos_id),

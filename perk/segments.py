@@ -70,15 +70,13 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
             pieces.append(tokens)
         else:
             pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens, lead))
-    of_text = len(pieces)
-    if settings.series:
-        pieces.extend(_tokens(lead + line, tokenizer) for line in series_lines(text))
+    of_series = [_tokens(lead + line, tokenizer) for line in series_lines(text)] if settings.series else []
     end = _tokens(settings.end, tokenizer)
     segments = []
-    for index, piece in enumerate(pieces, start=1):
-        prefix = _tokens(settings.prefix.format(index=index), tokenizer)
+    for index, piece in enumerate([*pieces, *of_series]):
+        prefix = _tokens(settings.prefix.format(index=index + 1), tokenizer)
         segment = Segment(ids=(*prefix, *piece, *end), prefix_tokens=len(prefix))
-        if index > of_text:
+        if index >= len(pieces):
             segment = replace(segment, weights=(_SERIES_WEIGHT,) * segment.loss_tokens)
         segments.append(segment)
     return segments

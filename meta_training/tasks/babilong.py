@@ -134,7 +134,7 @@ class BabiLong:
                 and not numbered_series("\n".join(lines)).items() <= numbered_series(context).items()
             ):
                 context = _hidden(rng, told, prose, inline=False)
-        series = numbered_series(context)
+        series = numbered_series(context) if self._recount else {}
         return Document(context, tuple(self._question(asked, facts, lines, rename, series) for asked in questions))
 
     def _story(self, rng: random.Random, tokens: int) -> Story:
