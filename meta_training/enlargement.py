@@ -66,15 +66,18 @@ def enlarge(
     sizes = checkpoint.tensors["log_step_sizes"] + math.log2(growth) * math.log(_SHARE_PER_DOUBLING)
     further = torch.arange(1, steps - inner.steps + 1)[:, None] * math.log(_SHARE_PER_STEP)
     tensors = {"initial": initial, "log_step_sizes": torch.cat([sizes, sizes[-1:] + further])}
+    if "answering" in checkpoint.tensors:
+        tensors["answering"] = _widen(checkpoint.tensors["answering"], layout, rank, None)
     return replace(checkpoint, settings=settings, tensors=checkpoint.tensors | tensors)
 
 
-def _widen(initial: Tensor, layout: AdapterLayout, rank: int, generator: torch.Generator) -> Tensor:
-    """``[P]`` of one rank to that of another."""
+def _widen(adapter: Tensor, layout: AdapterLayout, rank: int, generator: torch.Generator | None) -> Tensor:
+    """``[P]`` of one rank to that of another, the new rows of A drawn at the scale of the old ones, or zero."""
     parts = []
-    for a, b in layout.views(initial[None]):
+    for a, b in layout.views(adapter[None]):
         more = rank - a.shape[1]
-        scale = a.square().mean().sqrt()
-        rows = scale * torch.randn(more, a.shape[2], generator=generator)
+        rows = a.new_zeros(more, a.shape[2])
+        if generator is not None:
+            rows = a.square().mean().sqrt() * torch.randn(more, a.shape[2], generator=generator)
         parts += [a[0], rows, torch.cat([b[0], b.new_zeros(b.shape[1], more)], dim=1)]
     return torch.cat([part.flatten() for part in parts])

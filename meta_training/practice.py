@@ -1,18 +1,19 @@
-"""Practice: what an initialisation must know to answer, learned by first-order steps on it alone.
+"""Practice: how to answer from adapters, learned behind the inner loop by ordinary gradient steps.
 
-Two things are learned so. What follows from words already recalled (how two values compare, which words of a paragraph
-answer, what is told between facts) needs no document: its support is given, and the thousands of examples that a small
-model wants (docs/results.md) take minutes. And how to use what an adapter holds (in which order to recall it, when to
-stop) needs documents, but the inner loop that reads them need not be differentiated: documents are encoded, and asked
-about again in later steps while the initialisation moves on, as encoding takes longer than asking. Without documents,
-recall suffers, and comes back when meta-training goes on.
+The inner loop writes what a document says; in which order to recall it, when to stop and what follows from it is the
+same for all documents. That is learned as one more adapter, which is added to each encoded one. As it has no say in how
+documents are written, they are encoded once, asked about in step after step under the same adapters, and the gradient
+is exact without a derivative of the inner loop: what an adapter holds stays as well written as it was. (First-order
+steps on the initialisation itself, which writing begins with, cost recall: docs/results.md.)
+
+What follows from words already recalled (how two values compare, which words of a paragraph answer) needs no document
+of its own: its support is given, and the many examples that a small model wants are cheap.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from meta_training.answer_loss import AnswerLoss
 from meta_training.curriculum import Curriculum
-from meta_training.document import Document, Question
+from meta_training.document import Question
 from meta_training.processes import Processes
 from meta_training.question_segment import question_segment
 from meta_training.rate_schedule import rate_share
@@ -39,20 +40,16 @@ from perk.series import series_lines
 
 __all__ = ["practise"]
 
-# Documents whose adapters' changes are kept: without new ones, what is learned must hold under any of a few.
-_ENCODED, _REMEMBERED = 5, 14
-# Of those that were encoded before, so many are asked about again in each step.
-_AGAIN = 3
 _TOKEN_LIMIT = 2048
 _WARMUP = 10
 _LEAST_RATE = 0.05
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Questions, and a document's change of the initialisation, ``[P]``, that they are asked under."""
+class _Encoded:
+    """A document's adapter, ``[P]`` on the CPU, to which nothing is added yet; and the questions about it."""
 
-    change: Tensor
+    adapter: Tensor
     questions: list[Segment]
 
 
@@ -60,32 +57,35 @@ def practise(
     model: PerkModel,
     settings: TrainSettings,
     *,
+    documents: int,
     steps: int,
-    questions: int = 64,
-    recalled: int = 0,
-    rate: float = 1e-3,
-    report: Callable[[float, float], None] | None = None,
+    recalled: int = 6,
+    given: int = 1,
+    rate: float = 4e-4,
+    report: Callable[[int], None] | None = None,
+    report_step: Callable[[float, float], None] | None = None,
     processes: Processes | None = None,
 ) -> Checkpoint:
-    """Learn to answer; ends early on a SIGTERM or SIGINT, with what is learned so far.
+    """Learn what to add to adapters; ends early on a SIGTERM or SIGINT, with what is learned so far.
 
     Args:
-        model: with the checkpoint to begin with.
+        model: with the checkpoint to begin with. If something is added to its adapters already, that goes on learning.
         settings: of a run, whose seed and stages say what is asked, a document after the other; whose `answer_weight`
             holds; over how many of the last steps the result is a mean (`mean_steps`); and which segments documents are
             read in, if that is to change.
-        steps: of AdamW on the initialisation; its rate rises over the first ten and falls by a cosine.
-        questions: fresh ones of each step whose supports are given.
-        recalled: at most so many more in each step whose supports are not given: about a document encoded for it, and
-            three of those before. 0: nothing but the first five documents is encoded.
+        documents: to encode before the first step; their adapters stay in memory.
+        steps: of AdamW; its rate rises over the first ten and falls by a cosine.
+        recalled: questions of each step to be answered from memory, each about a document drawn anew.
+        given: fresh questions of each step whose supports are given, under the adapter of one of the documents.
         rate: at its highest.
-        report: called after each step with the mean NLL of a token before it, in nats, and the share of questions
+        report: called with the number of documents encoded so far, after each.
+        report_step: called after each step with the mean NLL of a token before it, in nats, and the share of questions
             whose every token was the likeliest, of this process.
-        processes: each of which asks other questions, the gradient being the mean over all of them; None: this one is
-            alone.
+        processes: each of which encodes its share of the documents and asks about those; the gradient is the mean over
+            all of them. None: this one is alone.
 
     Returns:
-        The checkpoint with another initialisation.
+        The checkpoint with another ``answering``.
 
     Raises:
         InvalidInput: the checkpoint answers without telling a support first, or nothing is to be asked.
@@ -93,78 +93,76 @@ def practise(
     """
     if model.settings.templates.support is None:
         raise InvalidInput("checkpoint", repr(model.checkpoint.name), "one that tells the support before the answer")
-    if questions + recalled < 1:
-        raise InvalidInput("questions", str(questions), "at least one, or some that are recalled")
-    if "segments" in settings.model_fields_set:
-        read_otherwise = model.settings.model_copy(update={"segments": settings.segments})
-        model = PerkModel(model.base, replace(model.checkpoint, settings=read_otherwise), adapted=model.adapted)
+    if recalled + given < 1:
+        raise InvalidInput("recalled", str(recalled), "at least one, or some questions that are given")
     processes = processes or Processes()
-    theta = model.checkpoint.tensors["initial"].to(model.base.device).clone().requires_grad_()
-    asked = _Asked(model, settings, theta, processes)
+    if documents < processes.count:
+        raise InvalidInput("documents", str(documents), f"at least one for each of {processes.count} processes")
+    start = _to_learn(model.checkpoint, settings)
+    answering = start.tensors["answering"].to(model.base.device).clone().requires_grad_()
+    mean = RunningMean({"answering": answering}, settings.outer.mean_steps or 1)
     loss_of = AnswerLoss(model.adapted, token_limit=_TOKEN_LIMIT)
-    optimiser = torch.optim.AdamW([theta], lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+    optimiser = torch.optim.AdamW([answering], lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     share = partial(rate_share, total=steps, warmup=_WARMUP, least=_LEAST_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
-    mean = RunningMean({"initial": theta}, settings.outer.mean_steps or 1)
     with stop_signals() as stop:
+        asked = _Asked(_without_addition(model, start), settings, processes)
+        for number in range(documents // processes.count):
+            if processes.any(bool(stop)):
+                return start
+            asked.encode_one()
+            if report is not None:
+                report((number + 1) * processes.count)
         for step in range(steps):
-            batches = asked.from_memory(recalled) if recalled else []
-            if questions:
-                batches += asked.with_support(questions, step)
             losses, exact, gradients = zip(
-                *(loss_of((theta.detach() + batch.change)[None], [batch.questions]) for batch in batches), strict=True
+                *(
+                    loss_of((known.adapter.to(answering) + answering.detach())[None], [known.questions])
+                    for known in asked.draw(recalled, given)
+                ),
+                strict=True,
             )
-            theta.grad = processes.total(torch.cat(gradients).mean(0)) / processes.count
-            norm = torch.nn.utils.clip_grad_norm_([theta], 1.0)
-            loss = sum(losses) / len(batches)
+            answering.grad = processes.total(torch.cat(gradients).mean(0)) / processes.count
+            norm = torch.nn.utils.clip_grad_norm_([answering], 1.0)
+            loss = sum(losses) / len(losses)
             if not (math.isfinite(loss) and bool(norm.isfinite())):
                 raise DivergenceError(f"step {step + 1} of {steps}: loss {loss} at rate {rate}: try a smaller one")
             optimiser.step()
             schedule.step()
-            mean.add({"initial": theta}, step + 1)
-            if report is not None:
-                report(loss, sum(exact) / len(batches))
+            mean.add({"answering": answering}, step + 1)
+            if report_step is not None:
+                report_step(loss, sum(exact) / len(exact))
             # Signals do not reach all processes in the same step.
-            if processes.total(torch.tensor(len(stop), device=theta.device)) > 0:
+            if processes.any(bool(stop)):
                 break
-    return _with_initial(model, mean.tensors["initial"]).checkpoint
+    return replace(start, tensors=start.tensors | {"answering": mean.tensors["answering"].cpu()})
 
 
 class _Asked:
     """What is asked, step after step."""
 
-    def __init__(self, model: PerkModel, settings: TrainSettings, theta: Tensor, processes: Processes) -> None:
+    def __init__(self, model: PerkModel, settings: TrainSettings, processes: Processes) -> None:
         curriculum = Curriculum(settings, count_tokens=model.count_tokens, documents=processes.count)
         self._documents = (curriculum.draw(step).documents[processes.index] for step in count())
         self._model = model
-        self._theta = theta
         self._answer_weight = settings.outer.answer_weight
         self._rng = random.Random(f"{settings.seed}-practice-{processes.index}")
-        self._remembered: deque[_Batch] = deque(maxlen=_REMEMBERED)
+        self._encoded: list[_Encoded] = []
         self._fresh = self._given()
 
-    def from_memory(self, questions: int) -> list[_Batch]:
-        """Encode a document from the present initialisation, and ask about it and some of those before."""
-        earlier = self._rng.sample(self._remembered, min(_AGAIN, len(self._remembered)))
-        self._encode(next(self._documents))
-        each = max(questions // (1 + _AGAIN), 1)
-        return [
-            replace(known, questions=self._rng.sample(known.questions, min(each, len(known.questions))))
-            for known in (self._remembered[-1], *earlier)
-        ]
-
-    def with_support(self, questions: int, step: int) -> list[_Batch]:
-        """Ask about documents never encoded, with their supports, under the adapter of one that was."""
-        if not self._remembered:
-            for document in islice(self._documents, _ENCODED):
-                self._encode(document)
-        known = self._remembered[step % len(self._remembered)]
-        return [_Batch(known.change, list(islice(self._fresh, questions)))]
-
-    def _encode(self, document: Document) -> None:
-        adapter = _with_initial(self._model, self._theta).encode(document.text).adapter.to(self._theta.device)
+    def encode_one(self) -> None:
+        """Encode the next document."""
+        document = next(self._documents)
         questions = [self._segment(question) for question in document.questions]
-        self._remembered.append(_Batch(adapter - self._theta.detach(), questions))
+        self._encoded.append(_Encoded(self._model.encode(document.text).adapter, questions))
+
+    def draw(self, recalled: int, given: int) -> list[_Encoded]:
+        """A question about each of some documents, and others with their supports under the adapter of one."""
+        drawn = self._rng.choices(self._encoded, k=recalled)
+        batches = [replace(known, questions=[self._rng.choice(known.questions)]) for known in drawn]
+        if given:
+            other = self._rng.choice(self._encoded)
+            batches.append(replace(other, questions=list(islice(self._fresh, given))))
+        return batches
 
     def _given(self) -> Iterator[Segment]:
         for document in self._documents:
@@ -182,6 +180,16 @@ def _stands(text: str, series: set[str], line: str) -> bool:
     return line in text or line in series
 
 
-def _with_initial(model: PerkModel, initial: Tensor) -> PerkModel:
-    tensors: dict[str, Tensor] = model.checkpoint.tensors | {"initial": initial.detach().cpu().clone()}
-    return PerkModel(model.base, replace(model.checkpoint, tensors=tensors), adapted=model.adapted)
+def _to_learn(checkpoint: Checkpoint, settings: TrainSettings) -> Checkpoint:
+    """The checkpoint with something that is added to adapters, at first nothing, and the segments of the run."""
+    tensors = {"answering": torch.zeros_like(checkpoint.tensors["initial"])} | checkpoint.tensors
+    read = checkpoint.settings
+    if "segments" in settings.model_fields_set:
+        read = read.model_copy(update={"segments": settings.segments})
+    return replace(checkpoint, settings=read, tensors=tensors)
+
+
+def _without_addition(model: PerkModel, checkpoint: Checkpoint) -> PerkModel:
+    """What encodes as the checkpoint does, but for what that adds in the end."""
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "answering"}
+    return PerkModel(model.base, replace(checkpoint, tensors=tensors), adapted=model.adapted)

@@ -40,6 +40,12 @@ class Processes:
         assert isinstance(summed, Tensor)
         return summed
 
+    def any(self, happened: bool) -> bool:
+        """Whether it happened in any process, the same in each; every process must call it."""
+        if self.count == 1:
+            return happened
+        return bool(self.total(torch.tensor(int(happened), device=self.device)) > 0)
+
 
 def join_processes() -> Processes:
     """Meet the processes that the launcher started: NCCL on GPUs, gloo on CPUs; alone where none did."""

@@ -111,7 +111,7 @@ class Trainer:
         )
         with stop_signals() as stop, Progress(*columns) as progress:
             bar = progress.add_task("meta-training", total=total, completed=self.step)
-            while self.step < total and not self._any(len(stop)):
+            while self.step < total and not self._processes.any(bool(stop)):
                 result = self.train_step()
                 progress.update(bar, advance=1, description=f"answer loss {result.answer_loss:.3f}")
                 if self._processes.main and _due(self.step, self.settings.evaluate_every):
@@ -176,7 +176,7 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """The present parameters, or their mean over the last steps, as a checkpoint."""
         present = self.meta.tensors() if self._mean is None else self._mean.tensors
-        tensors = {name: tensor.cpu() for name, tensor in present.items()}
+        tensors = {name: tensor.cpu() for name, tensor in (present | self._kept()).items()}
         return Checkpoint(self.settings.output.name, self._perk_settings, tensors)
 
     def save(self) -> None:
@@ -189,6 +189,7 @@ class Trainer:
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).clone()
         if self._mean is not None:
             tensors |= {f"mean.{name}": tensor.clone() for name, tensor in self._mean.tensors.items()}
+        tensors |= self._kept()
         # The state names its step inside the same file, so that no crash can leave the two apart.
         scratch = folder / f".{_STATE}.new"
         metadata = {"step": str(self.step), "seconds": repr(self._seconds), "best": repr(self.best_score)}
@@ -211,6 +212,7 @@ class Trainer:
                 "resume", f"a damaged {path.name} ({error})", "a state saved by an earlier run"
             ) from error
         self._take_parameters(tensors)
+        self._keep(tensors)
         for index, parameter in enumerate(self._parameters):
             prefix = f"optimiser.{index}."
             state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -237,6 +239,16 @@ class Trainer:
         named = MetaParameters(checkpoint, self.base.head.shape[1])
         values = [named.initial, named.log_step_sizes, *named.weighting_parameters()]
         self._take_parameters({f"parameter.{i}": value.detach() for i, value in enumerate(values)})
+        self._keep(checkpoint.tensors)
+
+    def _keep(self, tensors: dict[str, Tensor]) -> None:
+        # Prompts with the document in them are answered by what is learned alone.
+        answering = None if self._in_context else tensors.get("answering")
+        self.meta.answering = None if answering is None else answering.to(self.meta.initial.device)
+
+    def _kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds that the run does not learn."""
+        return {} if self.meta.answering is None else {"answering": self.meta.answering}
 
     def _take_parameters(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -290,10 +302,6 @@ class Trainer:
         result = self._outer_loop.backward(self.meta, segments, questions)
         tokens = sum(len(s.ids) for document in segments for s in document)
         return [*astuple(result), tokens, sum(map(len, questions))]
-
-    def _any(self, number: int) -> bool:
-        """Whether the number is positive in any process: signals do not reach all of them in the same step."""
-        return bool(self._processes.total(torch.tensor(number, device=self.base.device)) > 0)
 
     def _count_tokens(self, text: str) -> int:
         return len(self.base.tokenizer.encode(text, add_special_tokens=False, verbose=False))

@@ -68,6 +68,7 @@ class PerkModel:
         self._graphs = GradientGraphs() if base.device.type == "cuda" else None
         self._initial = checkpoint.tensors["initial"].to(base.device)
         self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
+        self._answering = checkpoint.tensors.get("answering")
         self.fingerprint = configuration_fingerprint(base, checkpoint, base.dtype)
 
     @classmethod
@@ -137,7 +138,7 @@ class PerkModel:
     @property
     def initial(self) -> Tensor:
         """The checkpoint's adapter before a document is written into it, ``[P]``, on the CPU."""
-        return self.checkpoint.tensors["initial"]
+        return self.checkpoint.unwritten
 
     @property
     def adapter_size(self) -> int:
@@ -199,6 +200,7 @@ class PerkModel:
             [self.split(text) for text in texts],
             token_limit=token_limit,
             state_limit=state_limit,
+            answering=self._answering,
             graphs=self._graphs,
         )
 

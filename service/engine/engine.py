@@ -222,7 +222,7 @@ class Engine:
             settings.adapter_format or ("bf16" if is_shared else "float32"),
             size=model.adapter_size,
             fingerprint=model.fingerprint,
-            initial=model.checkpoint.tensors["initial"],
+            initial=model.initial,
         )
         disk = await asyncio.to_thread(
             DiskStore,

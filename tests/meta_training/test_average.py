@@ -33,6 +33,15 @@ def test_every_tensor_is_averaged(checkpoint: Checkpoint) -> None:
         torch.testing.assert_close(mean.tensors[name], tensor + 2)
 
 
+def test_what_one_alone_adds_to_adapters_counts_by_its_share(checkpoint: Checkpoint) -> None:
+    addition = torch.linspace(-1, 1, len(checkpoint.tensors["initial"]))
+    adding = replace(checkpoint, tensors=checkpoint.tensors | {"answering": addition})
+    for order in ([checkpoint, adding], [adding, checkpoint]):
+        mean = average(order)
+        torch.testing.assert_close(mean.tensors["answering"], addition / 2)
+        torch.testing.assert_close(mean.tensors["initial"], checkpoint.tensors["initial"])
+
+
 def test_shares_weigh_them(checkpoint: Checkpoint) -> None:
     mean = average([checkpoint, _moved(checkpoint, 8)], [0.25, 0.75])
     for name, tensor in checkpoint.tensors.items():

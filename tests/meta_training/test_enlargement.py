@@ -33,7 +33,7 @@ def model(tiny_checkpoint: Path) -> PerkModel:
 
 
 def _states(model: PerkModel) -> Tensor:
-    with torch.no_grad(), model.adapted.bind(model.checkpoint.tensors["initial"][None]):
+    with torch.no_grad(), model.adapted.bind(model.initial[None]):
         return model.adapted.upper_states(model.adapted.lower_states(_IDS))
 
 
@@ -58,6 +58,15 @@ def test_more_rank_computes_the_same_until_it_learns(model: PerkModel, rank: int
             assert (a[:, 4:].std() / old_a.std()) == pytest.approx(1, rel=0.4)
     shrunk = model.checkpoint.tensors["log_step_sizes"] + math.log2(rank / 4) * math.log(0.8)
     torch.testing.assert_close(larger.checkpoint.tensors["log_step_sizes"], shrunk)
+
+
+def test_what_is_added_to_adapters_computes_the_same_too(model: PerkModel) -> None:
+    addition = 0.2 * torch.randn(model.adapter_size, generator=torch.Generator().manual_seed(4))
+    tensors = model.checkpoint.tensors | {"answering": addition}
+    adding = PerkModel(model.base, Checkpoint("tiny", model.settings, tensors), adapted=model.adapted)
+    larger = _load(enlarge(adding.checkpoint, model.adapted.layout, rank=9))
+    torch.testing.assert_close(_states(larger), _states(adding))
+    assert not torch.allclose(_states(adding), _states(model))
 
 
 def test_more_steps_follow_those_that_were_learned(model: PerkModel) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,19 @@ def test_a_run_can_begin_with_another_checkpoint(config: Path, make_trainer: Cal
     torch.testing.assert_close(_values(trainer), _values(earlier), rtol=0, atol=0)
     assert trainer.step == 0
     run_training(config, ["stages.0.steps=1"], start=earlier.checkpoint())
+
+
+def test_what_is_added_to_adapters_is_kept(make_trainer: Callable[..., Trainer]) -> None:
+    begun = make_trainer("earlier").checkpoint()
+    addition = torch.linspace(-0.1, 0.1, len(begun.tensors["initial"]))
+    trainer = make_trainer(outer={**CONFIG["outer"], "mean_steps": 3})
+    trainer.start_from(replace(begun, tensors=begun.tensors | {"answering": addition}))
+    trainer.train_step()
+    trainer.save()
+    assert torch.equal(trainer.checkpoint().tensors["answering"], addition)
+    resumed = make_trainer(outer={**CONFIG["outer"], "mean_steps": 3})
+    resumed.resume()
+    assert resumed.checkpoint().fingerprint == trainer.checkpoint().fingerprint
 
 
 def test_it_cannot_begin_with_a_checkpoint_that_does_not_fit(

@@ -154,6 +154,18 @@ def test_a_tensor_with_values_that_are_not_finite_is_named(name: str, value: flo
         PerkModel.load(folder, device="cpu")
 
 
+def test_what_is_added_to_adapters_is_part_of_the_one_of_no_document_and_must_fit(folder: Path) -> None:
+    plain = load_checkpoint(folder)
+    assert torch.equal(plain.unwritten, plain.tensors["initial"])
+    _change(folder, lambda tensors: tensors.update(answering=torch.ones_like(tensors["initial"])))
+    adding = load_checkpoint(folder)
+    assert torch.equal(adding.unwritten, plain.tensors["initial"] + 1)
+    assert adding.fingerprint != plain.fingerprint
+    _change(folder, lambda tensors: tensors.update(answering=tensors["answering"][1:]))
+    with pytest.raises(CheckpointError, match="tensor 'answering' has shape"):
+        PerkModel.load(folder)
+
+
 def test_a_token_weighting_that_is_missing_or_of_another_shape_is_an_error(folder: Path) -> None:
     _change(folder, lambda tensors: tensors.update({"token_weighting.up.bias": torch.zeros(3)}))
     with pytest.raises(CheckpointError, match="token weighting"):
