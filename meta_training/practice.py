@@ -24,7 +24,7 @@ from torch import Tensor
 
 from meta_training.answer_loss import AnswerLoss
 from meta_training.curriculum import Curriculum
-from meta_training.document import Question
+from meta_training.document import Document
 from meta_training.processes import Processes
 from meta_training.question_segment import question_segment
 from meta_training.rate_schedule import rate_share
@@ -152,7 +152,7 @@ class _Asked:
     def encode_one(self) -> None:
         """Encode the next document."""
         document = next(self._documents)
-        questions = [self._segment(question) for question in document.questions]
+        questions = list(self._segments(document, recall_weight=1.0))
         self._encoded.append(_Encoded(self._model.encode(document.text).adapter, questions))
 
     def draw(self, recalled: int, given: int) -> list[_Encoded]:
@@ -166,14 +166,19 @@ class _Asked:
 
     def _given(self) -> Iterator[Segment]:
         for document in self._documents:
-            text, series = document.text, set(series_lines(document.text))
-            for question in document.questions:
-                yield self._segment(question, given=partial(_stands, text, series))
+            yield from self._segments(document, recall_weight=0.0)
 
-    def _segment(self, question: Question, given: Callable[[str], bool] | None = None) -> Segment:
-        return question_segment(
-            question, self._model.base, self._model.settings.templates, answer_weight=self._answer_weight, given=given
-        )
+    def _segments(self, document: Document, *, recall_weight: float) -> Iterator[Segment]:
+        stands = partial(_stands, document.text, set(series_lines(document.text)))
+        for question in document.questions:
+            yield question_segment(
+                question,
+                self._model.base,
+                self._model.settings.templates,
+                answer_weight=self._answer_weight,
+                stands=stands,
+                recall_weight=recall_weight,
+            )
 
 
 def _stands(text: str, series: set[str], line: str) -> bool:

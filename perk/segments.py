@@ -25,7 +25,7 @@ __all__ = ["join_passages", "normalise", "split_segments"]
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # A line of fewer tokens says too little alone (a heading, a list item, a line of verse).
 _SHORT_LINE = 8
-# What a token about a series weighs: where one ends is read against all its entries, which go on alike.
+# What a token of what is said of a series weighs: where one ends is read against all its entries, which go on alike.
 _SERIES_WEIGHT = 5.0
 
 # A line with its tokens.
@@ -70,14 +70,17 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
             pieces.append(tokens)
         else:
             pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens, lead))
-    of_series = [_tokens(lead + line, tokenizer) for line in series_lines(text)] if settings.series else []
+    of_series = series_lines(text) if settings.series else []
     end = _tokens(settings.end, tokenizer)
     segments = []
-    for index, piece in enumerate([*pieces, *of_series]):
+    for index, piece in enumerate([*pieces, *(_tokens(lead + line, tokenizer) for line in of_series)]):
         prefix = _tokens(settings.prefix.format(index=index + 1), tokenizer)
         segment = Segment(ids=(*prefix, *piece, *end), prefix_tokens=len(prefix))
         if index >= len(pieces):
-            segment = replace(segment, weights=(_SERIES_WEIGHT,) * segment.loss_tokens)
+            name, _, _ = of_series[index - len(pieces)].partition(":")
+            named = len(_tokens(lead + name, tokenizer)) - (segment.first_loss - segment.prefix_tokens)
+            weighty = (_SERIES_WEIGHT,) * (segment.loss_tokens - named)
+            segment = replace(segment, weights=(1.0,) * named + weighty)
         segments.append(segment)
     return segments
 

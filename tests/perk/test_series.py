@@ -71,9 +71,19 @@ def test_segments_of_series_follow_those_of_the_text_where_they_are_asked_for(
         return [str(tiny_tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in segments]
 
     assert texts(series=True) == texts(series=False) + [f" {line}\n" for line in series_lines(_LOG)]
-    settings = SegmentSettings(series=True)
-    weighing = [segment.weights for segment in split_segments(normalise(_LOG), tiny_tokenizer, settings)]
-    assert not any(weighing[: -len(series_lines(_LOG))]), "those of the text weigh one each"
-    assert {weight for weights in weighing[-len(series_lines(_LOG)) :] for weight in weights} == {5.0}
     assert SegmentSettings(series=False) == SegmentSettings()
     assert "series" not in SegmentSettings().model_dump(), "fingerprints of checkpoints without it stay what they were"
+
+
+@pytest.mark.parametrize("prefix", ["doc_{index}?\nSupport:", ""])
+def test_what_is_said_of_a_series_weighs_five_times_as_much_as_its_name(
+    prefix: str, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    lines = series_lines(_LOG)
+    segments = split_segments(normalise(_LOG), tiny_tokenizer, SegmentSettings(prefix=prefix, series=True))
+    assert not any(segment.weights for segment in segments[: -len(lines)]), "those of the text weigh one each"
+    for segment, line in zip(segments[-len(lines) :], lines, strict=True):
+        assert set(segment.weights) == {1.0, 5.0}
+        said = segment.ids[-segment.weights.count(5.0) :]
+        assert str(tiny_tokenizer.decode(list(said))) == line[line.index(":") :]
+        assert segment.weights == tuple(sorted(segment.weights))
