@@ -28,11 +28,11 @@ def question_segment(
         base: whose tokeniser is used.
         templates: around both.
         answer_weight: what a token of the derivation, of the mark that ends the support and of the answer weighs, the
-            end token among them; those of the support weigh one.
+            end token among them.
         stands: which lines of the support stand in the document. What follows from them weighs as the derivation does:
             the other lines, and if there are any, of each line behind the first its first token, which says that it
             comes next and not one of those. None: all of them stand there.
-        recall_weight: what the other tokens of lines that stand in the document weigh: 0 where they are given.
+        recall_weight: what the other tokens of the support weigh: 0 where they are given.
     """
     prompt = base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False)
     text = templates.target(question.answer, question.grounds)
