@@ -70,18 +70,21 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
             pieces.append(tokens)
         else:
             pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens, lead))
-    of_series = series_lines(text) if settings.series else []
     end = _tokens(settings.end, tokenizer)
-    segments = []
-    for index, piece in enumerate([*pieces, *(_tokens(lead + line, tokenizer) for line in of_series)]):
-        prefix = _tokens(settings.prefix.format(index=index + 1), tokenizer)
-        segment = Segment(ids=(*prefix, *piece, *end), prefix_tokens=len(prefix))
-        if index >= len(pieces):
-            name, _, _ = of_series[index - len(pieces)].partition(":")
-            named = len(_tokens(lead + name, tokenizer)) - (segment.first_loss - segment.prefix_tokens)
-            weighty = (_SERIES_WEIGHT,) * (segment.loss_tokens - named)
-            segment = replace(segment, weights=(1.0,) * named + weighty)
-        segments.append(segment)
+    segments: list[Segment] = []
+
+    def segment(piece: list[int]) -> Segment:
+        prefix = _tokens(settings.prefix.format(index=len(segments) + 1), tokenizer)
+        return Segment(ids=(*prefix, *piece, *end), prefix_tokens=len(prefix))
+
+    for piece in pieces:
+        segments.append(segment(piece))
+    for line in series_lines(text) if settings.series else []:
+        of_series = segment(_tokens(lead + line, tokenizer))
+        name, _, _ = line.partition(":")
+        named = len(_tokens(lead + name, tokenizer)) - (of_series.first_loss - of_series.prefix_tokens)
+        weights = (1.0,) * named + (_SERIES_WEIGHT,) * (of_series.loss_tokens - named)
+        segments.append(replace(of_series, weights=weights))
     return segments
 
 

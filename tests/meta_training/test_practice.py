@@ -56,19 +56,16 @@ def _changed(learned: Checkpoint, begun: Checkpoint) -> set[str]:
     }
 
 
+def _watch(model: PerkModel, settings: TrainSettings, **options: Any) -> tuple[Checkpoint, list[float]]:
+    """What was learned, and the loss before each step."""
+    losses: list[float] = []
+    learned = practise(model, settings, report_step=lambda loss, _exact: losses.append(loss), **options)
+    return learned, losses
+
+
 def test_answers_become_likelier_and_how_documents_are_written_stays(model: PerkModel) -> None:
     before = {name: tensor.clone() for name, tensor in model.checkpoint.tensors.items()}
-    losses: list[float] = []
-    learned = practise(
-        model,
-        _settings(),
-        documents=2,
-        steps=30,
-        recalled=0,
-        given=8,
-        rate=1e-2,
-        report_step=lambda loss, _exact: losses.append(loss),
-    )
+    learned, losses = _watch(model, _settings(), documents=2, steps=30, recalled=0, given=8, rate=1e-2)
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert learned.settings == model.settings
@@ -79,17 +76,9 @@ def test_answers_become_likelier_and_how_documents_are_written_stays(model: Perk
 
 def test_what_is_given_carries_no_loss(model: PerkModel) -> None:
     """Untrained, a token of a byte-level alphabet costs what chance costs, however long the support before it."""
-    losses: list[float] = []
-    for records in (2, 6):
-        practise(
-            model,
-            _settings(records=records),
-            documents=1,
-            steps=1,
-            recalled=0,
-            given=6,
-            report_step=lambda loss, _exact: losses.append(loss),
-        )
+    losses = [
+        _watch(model, _settings(records=records), documents=1, steps=1, recalled=0, given=6)[1][0] for records in (2, 6)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
@@ -100,17 +89,7 @@ def test_the_same_seed_gives_the_same_checkpoint(model: PerkModel) -> None:
 
 
 def test_from_memory_whole_answers_become_likelier_under_each_documents_own_adapter(model: PerkModel) -> None:
-    losses: list[float] = []
-    learned = practise(
-        model,
-        _settings(),
-        documents=3,
-        steps=12,
-        recalled=8,
-        given=0,
-        rate=1e-2,
-        report_step=lambda loss, _exact: losses.append(loss),
-    )
+    learned, losses = _watch(model, _settings(), documents=3, steps=12, recalled=8, given=0, rate=1e-2)
     assert losses[-1] < 0.85 * losses[0]
     assert _changed(learned, model.checkpoint) == {"answering"}
 
