@@ -63,34 +63,28 @@ def practise_command(
     config: Annotated[Path, typer.Option(help="YAML file of a run: its seed and stages say what is asked.")],
     checkpoint: Annotated[str, typer.Option(help="Folder, or the name of a shipped checkpoint, to begin with.")],
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
-    documents: Annotated[int, typer.Option(min=1, help="To encode first, and ask about in every step.")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="Of what is added to adapters.")] = 300,
-    recalled: Annotated[int, typer.Option(min=0, help="Questions of each step, answered from memory.")] = 6,
-    given: Annotated[int, typer.Option(min=0, help="Further ones of each step, with their supports.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Of the reader.")] = 300,
+    questions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 4,
     rate: Annotated[float, typer.Option(min=0, help="Learning rate at its highest.")] = 4e-4,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.")] = None,
 ) -> None:
-    """Learn how to answer from adapters, as an addition to each that leaves untouched how they are written."""
+    """Learn the reader, which recalls a document's numbered entries and writes what follows from them."""
     settings = read_settings(config, overrides or ())
     processes = join_processes()
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[score]}"))
     with Progress(*columns, disable=not processes.main) as progress:
-        encoding = progress.add_task("documents", total=documents, score="")
         practice = progress.add_task("practice", total=steps, score="")
 
-        def report_step(loss: float, exact: float) -> None:
+        def report(loss: float, exact: float) -> None:
             progress.update(practice, advance=1, score=f"loss {loss:.3f}, exact {exact:.0%}")
 
         learned = practise(
             PerkModel.load(checkpoint, device=processes.device),
             settings,
-            documents=documents,
             steps=steps,
-            recalled=recalled,
-            given=given,
+            questions=questions,
             rate=rate,
-            report=lambda encoded: progress.update(encoding, completed=encoded),
-            report_step=report_step,
+            report=report,
             processes=processes,
         )
     if processes.main:

@@ -22,12 +22,11 @@ __all__ = ["average"]
 def average(checkpoints: Sequence[Checkpoint], shares: Sequence[float] | None = None) -> Checkpoint:
     """Average every tensor of checkpoints that began as one.
 
-    Step sizes are averaged as they are learned, by their logarithms; where nothing was learned to be added to adapters
-    (``answering``), that is zero.
+    Step sizes are averaged as they are learned, by their logarithms.
 
     Args:
-        checkpoints: of one base, one adapter and one inner loop. How texts and questions are written (segments and
-            templates) may differ: the first's are taken.
+        checkpoints: of one base, one adapter and one inner loop. How texts and questions are written and read (segments,
+            templates and ``reader``) may differ: the first's are taken.
         shares: of each in the mean, adding up to 1; None: all alike.
 
     Raises:
@@ -49,10 +48,10 @@ def average(checkpoints: Sequence[Checkpoint], shares: Sequence[float] | None = 
     if any(share < 0 for share in shares) or not math.isclose(sum(shares), 1):
         raise InvalidInput("shares", " + ".join(map(str, shares)), "numbers from 0 that add up to 1")
     weights = torch.tensor(shares)
-    names = set().union(*(checkpoint.tensors for checkpoint in checkpoints))
-    nothing = {"answering": torch.zeros_like(first.tensors["initial"])}
     tensors = {
-        name: torch.tensordot(weights, torch.stack([(nothing | c.tensors)[name] for c in checkpoints]), dims=1)
-        for name in names
+        name: tensor
+        if name == "reader"
+        else torch.tensordot(weights, torch.stack([c.tensors[name] for c in checkpoints]), dims=1)
+        for name, tensor in first.tensors.items()
     }
     return replace(first, tensors=tensors)

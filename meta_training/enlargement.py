@@ -66,8 +66,8 @@ def enlarge(
     sizes = checkpoint.tensors["log_step_sizes"] + math.log2(growth) * math.log(_SHARE_PER_DOUBLING)
     further = torch.arange(1, steps - inner.steps + 1)[:, None] * math.log(_SHARE_PER_STEP)
     tensors = {"initial": initial, "log_step_sizes": torch.cat([sizes, sizes[-1:] + further])}
-    if "answering" in checkpoint.tensors:
-        tensors["answering"] = _widen(checkpoint.tensors["answering"], layout, rank, None)
+    if "reader" in checkpoint.tensors:
+        tensors["reader"] = _widen(checkpoint.tensors["reader"], layout, rank, None)
     return replace(checkpoint, settings=settings, tensors=checkpoint.tensors | tensors)
 
 

@@ -43,8 +43,6 @@ class MetaParameters:
         initial: adapter initialisation, ``[P]``.
         log_step_sizes: logarithm of each tensor's step size in each step, ``[N, M]``.
         weighting: token weighting, or None.
-        answering: ``[P]``, added to adapters before they answer, or None. It has no gradient: practice learns it, under
-            adapters that stay as they are.
     """
 
     def __init__(self, checkpoint: Checkpoint, base_hidden_size: int) -> None:
@@ -56,7 +54,6 @@ class MetaParameters:
         self.initial = checkpoint.tensors["initial"].clone().requires_grad_()
         self.log_step_sizes = checkpoint.tensors["log_step_sizes"].clone().requires_grad_()
         self.weighting = checkpoint.token_weighting(base_hidden_size)
-        self.answering = checkpoint.tensors.get("answering")
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> MetaParameters:
         """Move to where the model computes; before training starts."""
@@ -64,8 +61,6 @@ class MetaParameters:
         self.log_step_sizes = self.log_step_sizes.detach().to(device, dtype).requires_grad_()
         if self.weighting is not None:
             self.weighting.to(device, dtype)
-        if self.answering is not None:
-            self.answering = self.answering.to(device, dtype)
         return self
 
     def weighting_parameters(self) -> list[torch.nn.Parameter]:
@@ -185,11 +180,10 @@ class OuterLoop:
         keep = not self.first_order and tokens <= self.graph_tokens
 
         steps, theta, losses = self._forward(meta, count, inner, readings, keep)
-        answering = 0 if meta.answering is None else meta.answering
-        answer_loss, exact, adjoint = self._answers(theta + answering, questions)
+        answer_loss, exact, adjoint = self._answers(theta, questions)
         adjoint *= self._loss_weights.get(len(steps), 0.0) / count
         early = {
-            index: self._answers(steps[index].theta + answering, questions)[2] * (weight / count)
+            index: self._answers(steps[index].theta, questions)[2] * (weight / count)
             for index, weight in self._loss_weights.items()
             if index < len(steps)
         }

@@ -86,6 +86,7 @@ class Trainer:
         if not self._in_context:
             self._parameters += [self.meta.log_step_sizes, *self.meta.weighting_parameters()]
         self._optimiser = _optimiser(self.meta, settings.outer, in_context=self._in_context)
+        self._kept: dict[str, Tensor] = {}
         outer = settings.outer
         self._mean = RunningMean(self.meta.tensors(), outer.mean_steps) if outer.mean_steps else None
         self.curriculum = Curriculum(
@@ -176,7 +177,7 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """The present parameters, or their mean over the last steps, as a checkpoint."""
         present = self.meta.tensors() if self._mean is None else self._mean.tensors
-        tensors = {name: tensor.cpu() for name, tensor in (present | self._kept()).items()}
+        tensors = {name: tensor.cpu() for name, tensor in (present | self._kept).items()}
         return Checkpoint(self.settings.output.name, self._perk_settings, tensors)
 
     def save(self) -> None:
@@ -189,7 +190,7 @@ class Trainer:
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).clone()
         if self._mean is not None:
             tensors |= {f"mean.{name}": tensor.clone() for name, tensor in self._mean.tensors.items()}
-        tensors |= self._kept()
+        tensors |= self._kept
         # The state names its step inside the same file, so that no crash can leave the two apart.
         scratch = folder / f".{_STATE}.new"
         metadata = {"step": str(self.step), "seconds": repr(self._seconds), "best": repr(self.best_score)}
@@ -242,13 +243,9 @@ class Trainer:
         self._keep(checkpoint.tensors)
 
     def _keep(self, tensors: dict[str, Tensor]) -> None:
-        # Prompts with the document in them are answered by what is learned alone.
-        answering = None if self._in_context else tensors.get("answering")
-        self.meta.answering = None if answering is None else answering.to(self.meta.initial.device)
-
-    def _kept(self) -> dict[str, Tensor]:
-        """What a checkpoint holds that the run does not learn."""
-        return {} if self.meta.answering is None else {"answering": self.meta.answering}
+        """Keep what of a checkpoint or a state the run does not learn."""
+        # Prompts with the document in them leave nothing to recall.
+        self._kept = {"reader": tensors["reader"]} if "reader" in tensors and not self._in_context else {}
 
     def _take_parameters(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():

@@ -9,8 +9,6 @@ from perk.answer_batch import AnswerBatch
 from perk.answer_request import AnswerRequest
 from perk.answer_row import AnswerDelta
 from perk.errors import InvalidInput
-from perk.lora import AdaptedModel
-from perk.settings import TemplateSettings
 
 __all__ = ["Answer", "AnswerDelta", "AnswerRequest", "Answering"]
 
@@ -29,10 +27,11 @@ class Answer:
 class Answering:
     """A fixed list of questions, answered as one batch. The row of a delta is the question's index."""
 
-    def __init__(self, adapted: AdaptedModel, templates: TemplateSettings, requests: Sequence[AnswerRequest]) -> None:
+    def __init__(self, batch: AnswerBatch, requests: Sequence[AnswerRequest]) -> None:
+        """Ask in an empty batch."""
         if not requests:
             raise InvalidInput("requests", "none", "at least one question")
-        self._batch = AnswerBatch(adapted, templates)
+        self._batch = batch
         self._rows = [self._batch.add(request) for request in requests]
         self.prompt_tokens = [len(row.prompt) for row in self._rows]
 
@@ -51,7 +50,7 @@ class Answering:
         self._batch.cancel(self._rows[row])
 
     def advance(self) -> list[AnswerDelta]:
-        """One token for every unfinished row; the first call also reads the prompts."""
+        """One token for every unfinished row, once all of them have read their prompts and recalled lines."""
         deltas = self._batch.advance()
         while self._batch.reading:
             deltas += self._batch.advance()

@@ -1,4 +1,9 @@
-"""One question while it is answered: the tokens so far, the next one, and what of the text may be told."""
+"""One question while it is answered: the tokens so far, the next one, and what of the text may be told.
+
+Where a checkpoint has a reader (`perk.reader`), it begins: under its adapter the support is written, but for the lines
+that the document's own adapter recalls, each on a track of its own. A reader that finds nothing to recall leaves the
+question to the document's adapter, which answers it from the prompt on as it does without one.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,10 @@ from torch import Tensor
 from perk.answer_request import AnswerRequest
 from perk.base_model import BaseModel
 from perk.errors import InvalidInput
-from perk.row_cache import RowCache
+from perk.reader import LINE_END, Reader
+from perk.series import is_entry_cue, is_series_line
 from perk.settings import TemplateSettings
+from perk.token_track import TokenTrack
 
 __all__ = ["AnswerDelta", "AnswerRow"]
 
@@ -45,16 +52,20 @@ class AnswerRow:
         number: in its batch.
         request: the question.
         templates: around it.
-        prompt: its token ids.
-        ids: token ids written so far.
-        answer_from: how many of them came before the answer; None while the model still recalls the document.
-        support: what it recalled, once it has.
+        answer_from: how many tokens came before the answer; None while the document is still recalled.
+        support: what was recalled and followed from it, once the answer begins.
         sent: the answer's text reported so far.
         finished: whether the answer has ended.
-        cache: keys and values of all tokens read so far.
     """
 
-    def __init__(self, number: int, request: AnswerRequest, templates: TemplateSettings, base: BaseModel) -> None:
+    def __init__(
+        self,
+        number: int,
+        request: AnswerRequest,
+        templates: TemplateSettings,
+        base: BaseModel,
+        reader: Reader | None = None,
+    ) -> None:
         """Prepare a row.
 
         Raises:
@@ -65,8 +76,7 @@ class AnswerRow:
         # A base without an adapter has not learned to recall anything.
         self.templates = base.templates if request.adapter is None else templates
         question = self.templates.prompt.format(question=request.question.strip())
-        self.prompt = list(base.tokenizer.encode(question, verbose=False))
-        self.ids: list[int] = []
+        prompt = list(base.tokenizer.encode(question, verbose=False))
         self.answer_from = 0 if self.templates.support_end is None else None
         self.support = ""
         self.sent = ""
@@ -82,30 +92,49 @@ class AnswerRow:
             self._generator.seed()
         else:
             self._generator.manual_seed(request.seed)
-        room = base.max_positions
-        longest = len(self.prompt) + request.max_tokens
+        self._room = request.max_tokens
         if self._support_end_ids:
-            recalled = self.templates.max_support_tokens + len(self._support_end_ids)
-            room -= recalled
-            longest += recalled
-        if len(self.prompt) + request.max_tokens > room:
+            self._room += self.templates.max_support_tokens + len(self._support_end_ids)
+        if len(prompt) + self._room > base.max_positions:
+            room = base.max_positions - self._room + request.max_tokens
             raise InvalidInput(
-                "question",
-                f"{len(self.prompt)} tokens with max_tokens {request.max_tokens}",
-                f"together at most {room} tokens",
+                "question", f"{len(prompt)} tokens with max_tokens {request.max_tokens}", f"together at most {room} tokens"
             )
-        self.cache = RowCache(longest)
+        # None once the document's adapter answers by itself.
+        self._reader = None if request.adapter is None or self.answer_from is not None else reader
+        self._text = self._begin(request.adapter if self._reader is None else self._reader.adapter, prompt)
+        # An entry's name, and the track on which the document's adapter recalls the rest of it.
+        self._cue = ""
+        self._line: TokenTrack | None = None
+        self._has_recalled = False
 
     @property
-    def next_ids(self) -> list[int]:
-        """Tokens that the model reads next: the prompt, then the last token."""
-        return self.ids[-1:] or self.prompt
+    def track(self) -> TokenTrack:
+        """What the model reads and goes on with."""
+        return self._line or self._text
+
+    @property
+    def prompt(self) -> list[int]:
+        """Token ids of the question within its template."""
+        return self._text.prompt
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids of the support and the answer so far."""
+        return self._text.ids
 
     def take(self, logits: Tensor) -> AnswerDelta | None:
         """Choose the next token from logits ``[V]``; None while there is nothing to tell.
 
         That is so while the text ends in the middle of a character, or might begin a stop text.
         """
+        token = int(logits.argmax())
+        if self._line is not None:
+            self._recall_line(self._line, token)
+            return None
+        if self._reader is not None and not self._has_recalled and self._ends_support(token):
+            self._leave_to_document()
+            return None
         token = self._choose(logits)
         reason: str | None = None
         if token == self._eos_id:
@@ -114,7 +143,10 @@ class AnswerRow:
             self.ids.append(token)
             if self.answer_from is not None and len(self.ids) - self.answer_from >= self.request.max_tokens:
                 reason = "length"
-        text = self._answer(str(self._base.tokenizer.decode(self.ids, skip_special_tokens=True)))
+        written = str(self._base.tokenizer.decode(self.ids, skip_special_tokens=True))
+        text = self._answer(written)
+        if text is None and self._reader is not None:
+            self._look_for_cue(written.rpartition(LINE_END)[2].lstrip(), self._reader)
         if text is None:
             return None
         cuts = [position for position in (text.find(stop) for stop in self.request.stop) if position >= 0]
@@ -155,14 +187,42 @@ class AnswerRow:
         """
         if not self._forced:
             token = int(logits.argmax())
-            if (
-                token != self._eos_id
-                and len(self.ids) < self.templates.max_support_tokens
-                and not _goes_round(self.ids)
-            ):
+            if not self._ends_support(token):
                 return token
             self._forced = list(self._support_end_ids)
         return self._forced.pop(0)
+
+    def _ends_support(self, token: int) -> bool:
+        """Whether nothing more is to be recalled where this token would come next."""
+        return token == self._eos_id or len(self.ids) >= self.templates.max_support_tokens or _goes_round(self.ids)
+
+    def _look_for_cue(self, line: str, reader: Reader) -> None:
+        room = min(reader.longest_line, self.templates.max_support_tokens - len(self.ids))
+        if room > 0 and is_entry_cue(line):
+            self._cue = line
+            self._line = TokenTrack(self.request.adapter, reader.cue(line, self._base.tokenizer), room=room)
+
+    def _recall_line(self, line: TokenTrack, token: int) -> None:
+        """Go on with a line; at its end, the reader reads it."""
+        if token != self._eos_id:
+            line.ids.append(token)
+        said, ended, _ = str(self._base.tokenizer.decode(line.ids, skip_special_tokens=True)).partition(LINE_END)
+        if not (ended or token == self._eos_id or line.full):
+            return
+        self._line = None
+        if not self._has_recalled and not is_series_line(self._cue + said):
+            self._leave_to_document()
+            return
+        self._has_recalled = True
+        self.ids.extend(self._base.tokenizer.encode(said + LINE_END, add_special_tokens=False, verbose=False))
+
+    def _leave_to_document(self) -> None:
+        """Nothing was found to read: the document's adapter answers, from the prompt on."""
+        self._reader = None
+        self._text = self._begin(self.request.adapter, self.prompt)
+
+    def _begin(self, adapter: Tensor | None, prompt: list[int]) -> TokenTrack:
+        return TokenTrack(adapter, prompt, room=self._room)
 
     def _answer(self, text: str) -> str | None:
         """The answer's part of all that was written so far, or None while the model still recalls."""
@@ -173,6 +233,9 @@ class AnswerRow:
         if not ended:
             return None
         if self.answer_from is None:
+            if self._reader is not None and not self._has_recalled:
+                self._leave_to_document()
+                return None
             self.answer_from = len(self.ids)
             self.support = before.strip()
         return after.lstrip()

@@ -38,9 +38,8 @@ class Checkpoint:
     Attributes:
         name: for people.
         settings: base, adapter, inner loop, segmenting, templates.
-        tensors: ``initial`` ``[P]``, ``log_step_sizes`` ``[N, M]``, ``token_weighting.*`` where it is on, and where it
-            was learned ``answering`` ``[P]``, which is added to an adapter once its document is written into it: how to
-            answer from what was written, learned without a say in how it is written.
+        tensors: ``initial`` ``[P]``, ``log_step_sizes`` ``[N, M]``, ``token_weighting.*`` where it is on, and ``reader``
+            ``[P]`` where one was learned (`perk.reader`).
     """
 
     name: str
@@ -55,12 +54,6 @@ class Checkpoint:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-    @property
-    def unwritten(self) -> Tensor:
-        """The adapter of no document, ``[P]``: the initialisation, and what is added to each adapter."""
-        answering = self.tensors.get("answering")
-        return self.tensors["initial"] if answering is None else self.tensors["initial"] + answering
 
     def save(self, directory: Path) -> None:
         """Write the folder; each file appears whole or not at all."""
@@ -96,8 +89,8 @@ class Checkpoint:
             "initial": (layout.size,),
             "log_step_sizes": (self.settings.inner.steps, len(layout.shapes)),
         }
-        if "answering" in self.tensors:
-            shapes["answering"] = shapes["initial"]
+        if "reader" in self.tensors:
+            shapes["reader"] = shapes["initial"]
         for name, shape in shapes.items():
             found = self.tensors.get(name)
             if found is None or found.shape != shape:

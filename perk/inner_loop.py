@@ -58,7 +58,6 @@ class Encoding:
         *,
         token_limit: int,
         state_limit: int,
-        answering: Tensor | None = None,
         graphs: GradientGraphs | None = None,
     ) -> None:
         """Plan the encoding; no model work is done yet.
@@ -74,7 +73,6 @@ class Encoding:
             state_limit: most bytes kept over the steps: a copy of the adapted layers' weights to merge the adapter into
                 (one document on a CPU; without it, its terms are products of their own), and the activations below
                 (without them, they are recomputed).
-            answering: added to each adapter in the end, ``[P]``, on the CPU; None: nothing is.
             graphs: on a CUDA device, what replays the passes of all encodings of this model; None: each is launched.
         """
         base = adapted.base
@@ -87,7 +85,6 @@ class Encoding:
             adapted, documents, weighting=weighting, candidates=settings.candidates, token_limit=token_limit
         )
         self._rule = UpdateRule(settings, adapted.layout.sizes)
-        self._answering = answering
         self._graphs = graphs
         self._log_step_sizes = log_step_sizes
         self._theta = initial.to(base.device, copy=True).expand(len(documents), -1).contiguous()
@@ -147,8 +144,6 @@ class Encoding:
         if not self.done:
             raise RuntimeError(f"encoding is not done: {self._slices_done} of {self._slices} slices")
         adapters = self._theta.to("cpu", torch.float32)
-        if self._answering is not None:
-            adapters = adapters + self._answering
         return [
             EncodedDocument(
                 adapter=adapters[d].clone(),

@@ -19,6 +19,7 @@ from perk.gradient_graphs import GradientGraphs
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
 from perk.lora import AdaptedModel, export_peft
+from perk.reader import Reader
 from perk.segment import Segment
 from perk.segments import normalise, split_segments
 
@@ -68,7 +69,9 @@ class PerkModel:
         self._graphs = GradientGraphs() if base.device.type == "cuda" else None
         self._initial = checkpoint.tensors["initial"].to(base.device)
         self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
-        self._answering = checkpoint.tensors.get("answering")
+        self._reader: Reader | None = None
+        if "reader" in checkpoint.tensors:
+            self._reader = Reader(checkpoint.tensors["reader"].to(base.device, base.dtype), settings.segments)
         self.fingerprint = configuration_fingerprint(base, checkpoint, base.dtype)
 
     @classmethod
@@ -138,7 +141,7 @@ class PerkModel:
     @property
     def initial(self) -> Tensor:
         """The checkpoint's adapter before a document is written into it, ``[P]``, on the CPU."""
-        return self.checkpoint.unwritten
+        return self.checkpoint.tensors["initial"]
 
     @property
     def adapter_size(self) -> int:
@@ -200,7 +203,6 @@ class PerkModel:
             [self.split(text) for text in texts],
             token_limit=token_limit,
             state_limit=state_limit,
-            answering=self._answering,
             graphs=self._graphs,
         )
 
@@ -213,11 +215,11 @@ class PerkModel:
 
     def start_batch(self) -> AnswerBatch:
         """Start an empty batch, which questions may join and leave between two tokens."""
-        return AnswerBatch(self.adapted, self.settings.templates)
+        return AnswerBatch(self.adapted, self.settings.templates, self._reader)
 
     def start_answer(self, requests: Sequence[AnswerRequest]) -> Answering:
         """Start a batch of questions, each with its own adapter."""
-        return Answering(self.adapted, self.settings.templates, requests)
+        return Answering(self.start_batch(), requests)
 
     def answer(self, adapter: Tensor | None, question: str, **options: Any) -> Answer:
         """Answer one question to the end; `options` as in `AnswerRequest`."""

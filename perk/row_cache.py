@@ -98,11 +98,19 @@ def _attend(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of queries ``[R, heads, T, size]``: new rows with all their tokens, or running ones with one each."""
-    attended = [
-        scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, scale=scaling, enable_gqa=True)
-        for q, k, v in zip(query.split(1), key, value, strict=True)
-    ]
+    """Attention of queries ``[R, heads, T, size]``, the last T tokens of each row, over all its tokens."""
+    attended = []
+    for q, k, v in zip(query.split(1), key, value, strict=True):
+        new, all_tokens = q.shape[2], k.shape[2]
+        # `is_causal` counts from the first token: it is for rows that are read from there.
+        behind = 1 < new < all_tokens
+        mask = q.new_ones(new, all_tokens, dtype=torch.bool).tril(all_tokens - new) if behind else None
+        causal = new > 1 and not behind
+        attended.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=True
+            )
+        )
     return torch.cat(attended).transpose(1, 2), None
 
 

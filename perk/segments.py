@@ -20,7 +20,7 @@ from perk.sentences import sentences, text_lines
 from perk.series import series_lines
 from perk.settings import SegmentSettings
 
-__all__ = ["join_passages", "normalise", "split_segments"]
+__all__ = ["join_passages", "normalise", "segment_start", "split_segments"]
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # A line of fewer tokens says too little alone (a heading, a list item, a line of verse).
@@ -62,8 +62,7 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
         Segments in document order, which together hold every word of the text once; then those that say where its
         numbered series end.
     """
-    # Byte-pair encoders take a space into the word behind it: after a prefix without one, the text begins with it.
-    lead = " " if settings.prefix and not settings.prefix[-1].isspace() else ""
+    lead = _lead(settings)
     pieces: list[list[int]] = []
     for line, tokens in _whole_lines(text, tokenizer, lead):
         if len(tokens) <= settings.max_tokens:
@@ -86,6 +85,16 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
         weights = (1.0,) * named + (_SERIES_WEIGHT,) * (of_series.loss_tokens - named)
         segments.append(replace(of_series, weights=weights))
     return segments
+
+
+def segment_start(text: str, tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings) -> list[int]:
+    """Token ids of a segment of no number in particular that begins with a text."""
+    return [*_tokens(settings.prefix.format(index=""), tokenizer), *_tokens(_lead(settings) + text, tokenizer)]
+
+
+def _lead(settings: SegmentSettings) -> str:
+    # Byte-pair encoders take a space into the word behind it: after a prefix without one, the text begins with it.
+    return " " if settings.prefix and not settings.prefix[-1].isspace() else ""
 
 
 def _whole_lines(text: str, tokenizer: PreTrainedTokenizerBase, lead: str) -> list[_Line]:

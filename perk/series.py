@@ -1,19 +1,21 @@
-"""Numbered series of a document, and the lines that say where they end.
+"""Numbered series of a document, and the lines that list them and say where they end.
 
 A log, a contract or a list of minutes numbers its entries ("Door 7 Entry 12: ..."). An adapter recalls any of them by
 its number, but that there is no thirteenth stands nowhere: memory of what is there says nothing of what is not. So each
-series gets a line behind its last entry, and the series of a document are a numbered series too, from which all can be
-recalled one after the other.
+series gets a line behind its last entry, and the series of a document are a numbered series too: from there all entries
+can be recalled one after the other (`perk.reader`).
 """
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["numbered_series", "series_lines"]
+__all__ = ["is_entry_cue", "is_series_line", "no_entry", "numbered_series", "series_line", "series_lines"]
 
 # An entry begins a line or a sentence: a few words, a number, a colon.
-_ENTRY = re.compile(r"""(?:^|(?<=[.!?]\s)|(?<=[.!?]["'”’)\]_]\s))([^\W\d_][^\n:.!?]{0,60}?) (\d{1,5}):""", re.MULTILINE)
+_CUE = re.compile(r"([^\W\d_][^\n:.!?]{0,60}?) (\d{1,5}):")
+_ENTRY = re.compile(rf"""(?:^|(?<=[.!?]\s)|(?<=[.!?]["'”’)\]_]\s)){_CUE.pattern}""", re.MULTILINE)
+_LISTED = re.compile(r"Series \d{1,5}: (?!none\.)[^\W\d_][^\n:.!?]{0,60}\.")
 
 
 def numbered_series(text: str) -> dict[str, int]:
@@ -35,7 +37,27 @@ def series_lines(text: str) -> list[str]:
     if not series:
         return []
     return [
-        *(f"Series {number}: {name}." for number, name in enumerate(series, start=1)),
-        f"Series {len(series) + 1}: none.",
-        *(f"{name} {last + 1}: none." for name, last in series.items()),
+        *(series_line(number, name) for number, name in enumerate(series, start=1)),
+        no_entry("Series", len(series) + 1),
+        *(no_entry(name, last + 1) for name, last in series.items()),
     ]
+
+
+def series_line(number: int, name: str) -> str:
+    """The line that lists a series."""
+    return f"Series {number}: {name}."
+
+
+def no_entry(name: str, number: int) -> str:
+    """The line that says that a series ends before a number."""
+    return f"{name} {number}: none."
+
+
+def is_series_line(line: str) -> bool:
+    """Whether a line lists a series, as opposed to what comes of recalling one from a text that has none."""
+    return _LISTED.fullmatch(line) is not None
+
+
+def is_entry_cue(line: str) -> bool:
+    """Whether what there is of a line is the name and number of an entry, by which the rest of it can be recalled."""
+    return _CUE.fullmatch(line) is not None

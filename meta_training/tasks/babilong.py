@@ -153,7 +153,8 @@ class BabiLong:
         if not self._recount:
             return told
         if self._facts == 1:
-            return replace(told, support=tuple(recount_actor(lines, needed[0].split()[0])))
+            actor = needed[0].partition(" Event ")[0]
+            return replace(told, support=recount_actor(lines, actor, series=series))
         _, _, _, thing, *before = asked.question.rstrip("?").split()
         recounted = recount_thing(facts, lines, thing, rename=rename, series=series)
         carried = recounted.carried[facts[asked.support[0]].split()[0]]

@@ -1,8 +1,8 @@
-"""What is told of a story before the answer: everyone's facts in order, and what each does to the thing asked about.
+"""What is told of a story before the answer, recalled from a document's numbered series.
 
 No look-up leads from a thing to who has it. So everyone's facts are recalled by their numbers, from the first until
 there is none (`perk.series`), and after each that moves the thing stands where it is now. Every such line follows from
-the two before it, and the answer stands in the last of them.
+the lines before it, and the answer stands in the last of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from meta_training.tasks.whereabouts import DROP, MOVE, TAKE
+from perk.series import no_entry, series_line
 
 __all__ = ["Recount", "Rename", "recount_actor", "recount_thing"]
 
@@ -30,10 +31,19 @@ class Recount:
     carried: dict[str, list[str]]
 
 
-def recount_actor(lines: Sequence[str], actor: str) -> list[str]:
-    """An actor's numbered lines in order, and that there are no more."""
-    own = [line for line in lines if line.startswith(f"{actor} Event ")]
-    return [*own, f"{actor} Event {len(own) + 1}: none."]
+def recount_actor(lines: Sequence[str], actor: str, *, series: Mapping[str, int]) -> tuple[str, ...]:
+    """The document's series up to an actor's, and all facts of the latter.
+
+    Args:
+        lines: numbered facts of a story, in its order.
+        actor: as `lines` name them.
+        series: of the document, as `numbered_series` has them.
+    """
+    wanted = f"{actor} Event"
+    names = list(series)
+    listed = [series_line(number, name) for number, name in enumerate(names[: names.index(wanted) + 1], start=1)]
+    own = [line for line in lines if line.startswith(f"{wanted} ")]
+    return (*listed, *own, no_entry(wanted, len(own) + 1))
 
 
 def recount_thing(
@@ -51,21 +61,21 @@ def recount_thing(
     told: list[str] = []
     carried: dict[str, list[str]] = {}
     for number, (name, last) in enumerate(series.items(), start=1):
+        told.append(series_line(number, name))
         own = [index for index, line in enumerate(lines) if line.startswith(f"{name} ")]
-        if not own:
-            continue
-        told.append(f"Series {number}: {name}.")
         trace = _Trace(thing)
         for index in own:
             told.append(lines[index])
             if line := trace.after(facts[index]):
                 told.append(rename(line))
-        told.append(f"{name} {last + 1}: none.")
+        if own:
+            told.append(no_entry(name, last + 1))
         if trace.lines:
             actor = facts[own[0]].split()[0]
             outcome = f"{actor} {'has' if trace.held else 'left'} the {thing}: {trace.place}"
             told.append(rename(outcome))
             carried[actor] = [*trace.lines, outcome]
+    told.append(no_entry("Series", len(series) + 1))
     return Recount(tuple(told), carried)
 
 
