@@ -25,8 +25,8 @@ def average(checkpoints: Sequence[Checkpoint], shares: Sequence[float] | None = 
     Step sizes are averaged as they are learned, by their logarithms.
 
     Args:
-        checkpoints: of one base, one adapter and one inner loop. How texts and questions are written and read (segments,
-            templates and ``reader``) may differ: the first's are taken.
+        checkpoints: of one base, one adapter and one inner loop. How texts and questions are written and read
+            (segments, templates and ``reader``) may differ: the first's are taken.
         shares: of each in the mean, adding up to 1; None: all alike.
 
     Raises:

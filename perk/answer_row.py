@@ -98,7 +98,9 @@ class AnswerRow:
         if len(prompt) + self._room > base.max_positions:
             room = base.max_positions - self._room + request.max_tokens
             raise InvalidInput(
-                "question", f"{len(prompt)} tokens with max_tokens {request.max_tokens}", f"together at most {room} tokens"
+                "question",
+                f"{len(prompt)} tokens with max_tokens {request.max_tokens}",
+                f"together at most {room} tokens",
             )
         # None once the document's adapter answers by itself.
         self._reader = None if request.adapter is None or self.answer_from is not None else reader

@@ -38,8 +38,8 @@ class Checkpoint:
     Attributes:
         name: for people.
         settings: base, adapter, inner loop, segmenting, templates.
-        tensors: ``initial`` ``[P]``, ``log_step_sizes`` ``[N, M]``, ``token_weighting.*`` where it is on, and ``reader``
-            ``[P]`` where one was learned (`perk.reader`).
+        tensors: ``initial`` ``[P]``, ``log_step_sizes`` ``[N, M]``, ``token_weighting.*`` where it is on, and
+            ``reader`` ``[P]`` where one was learned (`perk.reader`).
     """
 
     name: str

@@ -107,9 +107,7 @@ def _attend(
         mask = q.new_ones(new, all_tokens, dtype=torch.bool).tril(all_tokens - new) if behind else None
         causal = new > 1 and not behind
         attended.append(
-            scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=True
-            )
+            scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=True)
         )
     return torch.cat(attended).transpose(1, 2), None
 

@@ -274,8 +274,12 @@ def test_an_actors_events_are_recounted_to_the_last(count_words: CountTokens) ->
     for seed in SEEDS:
         document = task.draw(random.Random(seed), tokens=300)
         for question in document.questions:
-            *support, none = question.support
+            listed = [line for line in question.support if line.startswith("Series ")]
+            *support, none = question.support[len(listed) :]
             actor = question.question.removeprefix("Where is ").removesuffix("?")
+            names = list(numbered_series(_text(document)))
+            assert listed == [f"Series {number}: {name}." for number, name in enumerate(names, start=1)][: len(listed)]
+            assert listed[-1].endswith(f": {actor} Event.")
             assert sorted(support) == sorted(line for line in _text(document).splitlines() if line.startswith(actor))
             assert support == sorted(support, key=_number)
             assert support[-1].endswith(f"the {question.answer}.")
@@ -296,6 +300,7 @@ def test_all_events_are_recounted_with_what_becomes_of_the_thing(count_words: Co
         "milk: garden, from kitchen",
         "A Event 4: none.",
         "A has the milk: garden",
+        "Series 2: none.",
     ]
     assert question.derivation == "milk: garden, from kitchen"
 

@@ -32,8 +32,8 @@ def model(tiny_checkpoint: Path) -> PerkModel:
     return PerkModel(base, Checkpoint("tiny", loaded.settings, tensors))
 
 
-def _states(model: PerkModel) -> Tensor:
-    with torch.no_grad(), model.adapted.bind(model.initial[None]):
+def _states(model: PerkModel, adapter: Tensor | None = None) -> Tensor:
+    with torch.no_grad(), model.adapted.bind((model.initial if adapter is None else adapter)[None]):
         return model.adapted.upper_states(model.adapted.lower_states(_IDS))
 
 
@@ -60,13 +60,13 @@ def test_more_rank_computes_the_same_until_it_learns(model: PerkModel, rank: int
     torch.testing.assert_close(larger.checkpoint.tensors["log_step_sizes"], shrunk)
 
 
-def test_what_is_added_to_adapters_computes_the_same_too(model: PerkModel) -> None:
-    addition = 0.2 * torch.randn(model.adapter_size, generator=torch.Generator().manual_seed(4))
-    tensors = model.checkpoint.tensors | {"answering": addition}
-    adding = PerkModel(model.base, Checkpoint("tiny", model.settings, tensors), adapted=model.adapted)
-    larger = _load(enlarge(adding.checkpoint, model.adapted.layout, rank=9))
-    torch.testing.assert_close(_states(larger), _states(adding))
-    assert not torch.allclose(_states(adding), _states(model))
+def test_a_reader_computes_the_same_too(model: PerkModel) -> None:
+    reader = 0.2 * torch.randn(model.adapter_size, generator=torch.Generator().manual_seed(4))
+    tensors = model.checkpoint.tensors | {"reader": reader}
+    checkpoint = Checkpoint("tiny", model.settings, tensors)
+    larger = enlarge(checkpoint, model.adapted.layout, rank=9)
+    torch.testing.assert_close(_states(_load(larger), larger.tensors["reader"]), _states(model, reader))
+    assert not torch.allclose(_states(model, reader), _states(model))
 
 
 def test_more_steps_follow_those_that_were_learned(model: PerkModel) -> None:

@@ -117,21 +117,6 @@ def test_with_full_unrolling_it_equals_finite_differences(
             )
 
 
-def test_what_is_added_to_adapters_before_they_answer_counts_and_stays(make_problem: Callable[..., Problem]) -> None:
-    problem = make_problem(rule="rms")
-    without = problem.answer_loss()
-    generator = torch.Generator().manual_seed(2)
-    addition = 0.2 * _random(problem.meta.initial, generator)
-    problem.meta.answering = addition.clone()
-    assert abs(problem.answer_loss() - without) > 1e-3
-    gradient = problem.gradients(STEPS, REBUILT)["initial"]
-    direction = _random(problem.meta.initial, generator)
-    direction /= direction.norm()
-    slope = _central_difference(problem, [problem.meta.initial], [direction])
-    assert float(gradient @ direction) == pytest.approx(slope, rel=1e-6, abs=1e-9)
-    assert torch.equal(problem.meta.answering, addition)
-
-
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 

@@ -53,6 +53,8 @@ def test_everyones_facts_come_in_order_with_where_the_thing_is() -> None:
         "lamp: cellar, from barn",
         "Ben Event 5: none.",
         "Ben has the lamp: cellar",
+        "Series 3: Door.",
+        "Series 4: none.",
     )
     assert recount.carried == {
         "Ann": [
@@ -68,7 +70,12 @@ def test_everyones_facts_come_in_order_with_where_the_thing_is() -> None:
 
 def test_who_never_had_it_is_recounted_without_it() -> None:
     recount = recount_thing(_FACTS, _LINES, "milk", rename=str, series={"Ann Event": 5})
-    assert recount.lines == ("Series 1: Ann Event.", *[line for line in _LINES if line[0] == "A"], "Ann Event 6: none.")
+    assert recount.lines == (
+        "Series 1: Ann Event.",
+        *[line for line in _LINES if line[0] == "A"],
+        "Ann Event 6: none.",
+        "Series 2: none.",
+    )
     assert recount.carried == {}
 
 
@@ -79,13 +86,20 @@ def test_lines_that_follow_are_renamed_and_the_series_bear_the_new_names() -> No
     recount = recount_thing(
         _FACTS, [rename(line) for line in _LINES], "lamp", rename=rename, series={"Ben Event": 4, "Zoe Event": 5}
     )
-    assert recount.lines[-3:] == (
+    assert recount.lines[-4:] == (
         "Zoe Event 5: Zoe journeyed to the attic.",
         "Zoe Event 6: none.",
         "Zoe left the key: dining room",
+        "Series 3: none.",
     )
     assert recount.carried["Ann"][-1] == "Ann left the lamp: barn"
 
 
-def test_an_actor_alone_is_recounted_to_the_last_event() -> None:
-    assert recount_actor(_LINES, "Ben") == [*[line for line in _LINES if line[0] == "B"], "Ben Event 5: none."]
+def test_an_actor_alone_is_looked_up_and_recounted_to_the_last_event() -> None:
+    series = {"Ann Event": 5, "Ben Event": 4, "Door": 2}
+    assert recount_actor(_LINES, "Ben", series=series) == (
+        "Series 1: Ann Event.",
+        "Series 2: Ben Event.",
+        *[line for line in _LINES if line[0] == "B"],
+        "Ben Event 5: none.",
+    )

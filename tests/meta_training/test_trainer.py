@@ -335,14 +335,14 @@ def test_a_run_can_begin_with_another_checkpoint(config: Path, make_trainer: Cal
     run_training(config, ["stages.0.steps=1"], start=earlier.checkpoint())
 
 
-def test_what_is_added_to_adapters_is_kept(make_trainer: Callable[..., Trainer]) -> None:
+def test_a_reader_is_kept(make_trainer: Callable[..., Trainer]) -> None:
     begun = make_trainer("earlier").checkpoint()
-    addition = torch.linspace(-0.1, 0.1, len(begun.tensors["initial"]))
+    reader = torch.linspace(-0.1, 0.1, len(begun.tensors["initial"]))
     trainer = make_trainer(outer={**CONFIG["outer"], "mean_steps": 3})
-    trainer.start_from(replace(begun, tensors=begun.tensors | {"answering": addition}))
+    trainer.start_from(replace(begun, tensors=begun.tensors | {"reader": reader}))
     trainer.train_step()
     trainer.save()
-    assert torch.equal(trainer.checkpoint().tensors["answering"], addition)
+    assert torch.equal(trainer.checkpoint().tensors["reader"], reader)
     resumed = make_trainer(outer={**CONFIG["outer"], "mean_steps": 3})
     resumed.resume()
     assert resumed.checkpoint().fingerprint == trainer.checkpoint().fingerprint

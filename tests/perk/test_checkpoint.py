@@ -154,15 +154,12 @@ def test_a_tensor_with_values_that_are_not_finite_is_named(name: str, value: flo
         PerkModel.load(folder, device="cpu")
 
 
-def test_what_is_added_to_adapters_is_part_of_the_one_of_no_document_and_must_fit(folder: Path) -> None:
+def test_a_reader_is_part_of_it_and_must_fit(folder: Path) -> None:
     plain = load_checkpoint(folder)
-    assert torch.equal(plain.unwritten, plain.tensors["initial"])
-    _change(folder, lambda tensors: tensors.update(answering=torch.ones_like(tensors["initial"])))
-    adding = load_checkpoint(folder)
-    assert torch.equal(adding.unwritten, plain.tensors["initial"] + 1)
-    assert adding.fingerprint != plain.fingerprint
-    _change(folder, lambda tensors: tensors.update(answering=tensors["answering"][1:]))
-    with pytest.raises(CheckpointError, match="tensor 'answering' has shape"):
+    _change(folder, lambda tensors: tensors.update(reader=torch.ones_like(tensors["initial"])))
+    assert load_checkpoint(folder).fingerprint != plain.fingerprint
+    _change(folder, lambda tensors: tensors.update(reader=tensors["reader"][1:]))
+    with pytest.raises(CheckpointError, match="tensor 'reader' has shape"):
         PerkModel.load(folder)
 
 

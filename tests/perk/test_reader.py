@@ -1,0 +1,174 @@
+"""The reader names entries, the document's adapter recalls each by itself, and what finds nothing steps back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from perk import AnswerRequest, PerkModel
+from perk.answer_row import AnswerDelta, AnswerRow
+from perk.reader import Reader
+from perk.settings import SegmentSettings, TemplateSettings
+
+MakeAdapter = Callable[[PerkModel, int], Tensor]
+
+_TEMPLATES = TemplateSettings(
+    prompt="{question}\nSupport:", support=" {support}\nAnswer:", answer=" {answer}", max_support_tokens=200
+)
+_SEGMENTS = SegmentSettings(max_tokens=30, prefix="doc_{index}?\nSupport:", end="\n", series=True)
+_QUESTION = "Where is the milk?"
+_END = None
+
+
+class _Script:
+    """A row that is told what the model says, with the adapter that each word is said under."""
+
+    def __init__(self, model: PerkModel, templates: TemplateSettings = _TEMPLATES) -> None:
+        self.reader = torch.zeros(model.adapter_size)
+        self.document = torch.ones(model.adapter_size)
+        self.base = model.base
+        request = AnswerRequest(_QUESTION, adapter=self.document, max_tokens=9)
+        self.row = AnswerRow(0, request, templates, model.base, Reader(self.reader, _SEGMENTS))
+        self.deltas: list[AnswerDelta] = []
+
+    def read(self) -> str:
+        """What the model reads next."""
+        track = self.row.track
+        text = str(self.base.tokenizer.decode(track.unread))
+        track.cache.length += len(track.unread)
+        return text
+
+    def say(self, text: str | None) -> None:
+        """Write a text, or the end token."""
+        base = self.base
+        ids = [base.eos_id] if text is None else base.tokenizer.encode(text, add_special_tokens=False)
+        for token in ids:
+            if self.row.track.unread:
+                self.read()
+            logits = torch.nn.functional.one_hot(torch.tensor(token), len(base.tokenizer)).float()
+            delta = self.row.take(logits)
+            self.deltas += [delta] if delta is not None else []
+
+
+@pytest.fixture
+def script(make_model: Callable[..., PerkModel]) -> _Script:
+    return _Script(make_model())
+
+
+def test_entries_are_recalled_alone_and_the_reader_reads_them(script: _Script) -> None:
+    row = script.row
+    assert row.track.adapter is script.reader
+    assert script.read() == f"{_QUESTION}\nSupport:"
+    script.say(" Series 1:")
+    assert row.track.adapter is script.document
+    assert script.read() == "doc_?\nSupport: Series 1:"
+    script.say(" Ann Event.\n")
+    assert row.track.adapter is script.reader
+    assert script.read() == ": Ann Event.\n"
+    script.say("Ann Event 12:")
+    assert script.read() == "doc_?\nSupport: Ann Event 12:"
+    script.say(" Ann took the milk. Then she slept.\n")
+    assert script.read().endswith(" Ann took the milk. Then she slept.\n")
+    script.say("milk taken: hall\nAnswer: hall")
+    script.say(_END)
+    assert row.finished
+    assert "".join(delta.text for delta in script.deltas) == "hall"
+    assert script.deltas[-1].finish_reason == "stop"
+    assert script.deltas[-1].support == (
+        "Series 1: Ann Event.\nAnn Event 12: Ann took the milk. Then she slept.\nmilk taken: hall"
+    )
+
+
+def test_a_line_of_which_nothing_more_is_known_ends_too(script: _Script) -> None:
+    script.say(" Series 1:")
+    script.say(" Ann Event.")
+    assert script.row.track.adapter is script.document
+    script.say(_END)
+    assert script.row.track.adapter is script.reader
+    assert script.read() == ": Ann Event.\n"
+
+
+def test_a_line_without_an_end_is_cut(script: _Script) -> None:
+    script.say(" Series 1:")
+    script.say(" Ann Event.\n")
+    script.say("Ann Event 1:")
+    while script.row.track.adapter is script.document:
+        script.say("x")
+    # As many tokens as a segment has at most, the line break not counted.
+    assert script.read() == ":" + "x" * _SEGMENTS.max_tokens + "\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "recalled"),
+    [("milk:", False), ("12:", False), ("Ann has the 3rd:", False), ("North gate, entry 3:", True)],
+)
+def test_a_name_and_a_number_are_recalled_behind_and_nothing_else(script: _Script, line: str, recalled: bool) -> None:
+    script.say(" Series 1:")
+    script.say(" Ann Event.\n")
+    script.say(line)
+    assert (script.row.track.adapter is script.document) == recalled
+
+
+def _leaves(script: _Script) -> None:
+    assert script.row.track.adapter is script.document
+    assert script.read() == f"{_QUESTION}\nSupport:"
+    script.say(" Ann Event 3: Ann slept.\nAnswer: bed")
+    assert script.row.track.adapter is script.document, "a name and a number are no cue to a document's adapter"
+    script.say(_END)
+    assert "".join(delta.text for delta in script.deltas) == "bed"
+    assert script.deltas[-1].support == "Ann Event 3: Ann slept."
+
+
+@pytest.mark.parametrize("said", [_END, "\nAnswer: no", " milk: hall\nAnswer: no"])
+def test_what_recalls_nothing_leaves_the_question_to_the_document(script: _Script, said: str | None) -> None:
+    script.say(said if said is None else said.partition(" no")[0])
+    _leaves(script)
+
+
+@pytest.mark.parametrize("recalled", [" none.\n", " 1911, and it rained.\n", "\n"])
+def test_a_document_without_series_answers_by_itself(script: _Script, recalled: str) -> None:
+    script.say(" Series 1:")
+    script.say(recalled)
+    _leaves(script)
+
+
+def test_a_reader_that_goes_on_and_on_leaves_too(make_model: Callable[..., PerkModel]) -> None:
+    script = _Script(make_model(), _TEMPLATES.model_copy(update={"max_support_tokens": 8}))
+    while script.row.track.adapter is script.reader:
+        script.say("y")
+    assert script.read() == f"{_QUESTION}\nSupport:"
+
+
+def test_recalled_lines_count_towards_what_may_be_recalled(make_model: Callable[..., PerkModel]) -> None:
+    script = _Script(make_model(), _TEMPLATES.model_copy(update={"max_support_tokens": 40}))
+    script.say(" Series 1:")
+    script.say(" Ann Event.\n")
+    while script.row.answer_from is None:
+        script.say("y")
+    assert script.base.tokenizer.decode(script.row.ids[40:]) == "\nAnswer:"
+    assert script.row.support.startswith("Series 1: Ann Event.\nyyy")
+
+
+def test_without_a_reader_nothing_changes_and_a_base_alone_has_none(
+    make_model: Callable[..., PerkModel], make_adapter: MakeAdapter
+) -> None:
+    """Untrained, it finds nothing to recall: what is answered is what the document's adapter answers."""
+    plain = make_model(templates=_TEMPLATES.model_copy(update={"max_support_tokens": 7}))
+    tensors = plain.checkpoint.tensors | {"reader": make_adapter(plain, 5)}
+    reading = PerkModel(plain.base, replace(plain.checkpoint, tensors=tensors), adapted=plain.adapted)
+    assert reading.fingerprint != plain.fingerprint
+    requests = [
+        AnswerRequest(question, adapter=None if seed == 2 else make_adapter(plain, seed), max_tokens=5 + seed)
+        for seed, question in enumerate(("Where is Mary?", "Why?", _QUESTION, "Who has the apple?"))
+    ]
+    batch = reading.start_batch()
+    rows = [batch.add(request) for request in requests]
+    while batch.rows:
+        batch.advance()
+    for row, request in zip(rows, requests, strict=True):
+        alone = plain.answer(request.adapter, request.question, max_tokens=request.max_tokens)
+        assert (row.sent, row.support) == (alone.text, alone.support)
