@@ -95,14 +95,19 @@ class AnswerBatch:
             [row.track for row in rows],
             None if self._adapters is None else self._adapters[places.start : places.stop],
         )
-        deltas = [row.take(row_logits) for row, row_logits in zip(rows, logits, strict=True)]
+        deltas = [delta for row, row_logits in zip(rows, logits, strict=True) for delta in row.take_all(row_logits)]
         for place in reversed(places):
             if self._running[place].finished:
                 self._remove(place)
-        return [delta for delta in deltas if delta is not None]
+        return deltas
 
     def _forward(self, tracks: Sequence[TokenTrack], adapters: Tensor | None) -> Tensor:
-        """Logits ``[R, V]`` of the next token of tracks that all read equally many, under adapters ``[R, P]``."""
+        """Logits ``[R, 1 + draft, V]`` of what comes next, under adapters ``[R, P]``.
+
+        Args:
+            tracks: R of them, that all read equally many tokens and have equally long drafts.
+            adapters: theirs; None: none of them has one.
+        """
         base = self._adapted.base
         ids = torch.tensor([track.unread for track in tracks], device=base.device)
         caches = RowCaches([track.cache for track in tracks])
@@ -116,7 +121,7 @@ class AnswerBatch:
                 use_cache=True,
             ).last_hidden_state
             caches.grow(ids.shape[1])
-            return self._adapted.logits(states[:, -1])
+            return self._adapted.logits(states[:, -1 - len(tracks[0].draft) :])
 
     def _place_adapter(self, place: int) -> None:
         """Copy a row's adapter to its place, if another one stands there."""

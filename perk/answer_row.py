@@ -17,7 +17,7 @@ from perk.answer_request import AnswerRequest
 from perk.base_model import BaseModel
 from perk.errors import InvalidInput
 from perk.reader import LINE_END, Reader
-from perk.series import is_entry_cue, is_series_line
+from perk.series import is_entry_cue, is_series_line, likely_cue
 from perk.settings import TemplateSettings
 from perk.token_track import TokenTrack
 
@@ -82,9 +82,7 @@ class AnswerRow:
         self.sent = ""
         self.finished = False
         self._base = base
-        self._support_end_ids = list(
-            base.tokenizer.encode(self.templates.support_end or "", add_special_tokens=False, verbose=False)
-        )
+        self._support_end_ids = self._encode(self.templates.support_end or "")
         self._forced: list[int] = []
         self._eos_id = base.eos_id
         self._generator = torch.Generator()
@@ -124,6 +122,23 @@ class AnswerRow:
     def ids(self) -> list[int]:
         """Token ids of the support and the answer so far."""
         return self._text.ids
+
+    def take_all(self, logits: Tensor) -> list[AnswerDelta]:
+        """Choose tokens from logits ``[1 + draft, V]``, one for each token that the track's draft holds and one more.
+
+        The last ones are chosen only if all drafted ones before them are.
+        """
+        track, deltas, kept = self.track, [], 0
+        for drafted, row_logits in zip([*track.draft, None], logits, strict=True):
+            delta = self.take(row_logits)
+            deltas += [delta] if delta is not None else []
+            if drafted is None or track.ids[-1:] != [drafted]:
+                break
+            kept += 1
+            if self.finished or self.track is not track:
+                break
+        track.settle_draft(kept)
+        return deltas
 
     def take(self, logits: Tensor) -> AnswerDelta | None:
         """Choose the next token from logits ``[V]``; None while there is nothing to tell.
@@ -216,7 +231,11 @@ class AnswerRow:
             self._leave_to_document()
             return
         self._has_recalled = True
-        self.ids.extend(self._base.tokenizer.encode(said + LINE_END, add_special_tokens=False, verbose=False))
+        self.ids.extend(self._encode(said + LINE_END))
+        self._text.draft = self._encode(likely_cue(self._cue + said))
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def _leave_to_document(self) -> None:
         """Nothing was found to read: the document's adapter answers, from the prompt on."""

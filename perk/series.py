@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["is_entry_cue", "is_series_line", "no_entry", "numbered_series", "series_line", "series_lines"]
+__all__ = ["is_entry_cue", "is_series_line", "likely_cue", "no_entry", "numbered_series", "series_line", "series_lines"]
 
 # An entry begins a line or a sentence: a few words, a number, a colon.
 _CUE = re.compile(r"([^\W\d_][^\n:.!?]{0,60}?) (\d{1,5}):")
 _ENTRY = re.compile(rf"""(?:^|(?<=[.!?]\s)|(?<=[.!?]["'”’)\]_]\s)){_CUE.pattern}""", re.MULTILINE)
-_LISTED = re.compile(r"Series \d{1,5}: (?!none\.)[^\W\d_][^\n:.!?]{0,60}\.")
+_LISTED = re.compile(r"Series \d{1,5}: (?!none\.)([^\W\d_][^\n:.!?]{0,60})\.")
 
 
 def numbered_series(text: str) -> dict[str, int]:
@@ -61,3 +61,13 @@ def is_series_line(line: str) -> bool:
 def is_entry_cue(line: str) -> bool:
     """Whether what there is of a line is the name and number of an entry, by which the rest of it can be recalled."""
     return _CUE.fullmatch(line) is not None
+
+
+def likely_cue(line: str) -> str:
+    """By which entry recall goes on behind a line, as a rule: the first of the series it lists, or the next entry."""
+    if listed := _LISTED.fullmatch(line):
+        return f"{listed[1]} 1:"
+    entry = _CUE.match(line)
+    if entry is None or line == no_entry(entry[1], int(entry[2])):
+        return ""
+    return f"{entry[1]} {int(entry[2]) + 1}:"

@@ -18,6 +18,7 @@ class TokenTrack:
         adapter: flat buffer ``[P]`` that they are read under; None: the base alone.
         prompt: token ids that it begins with.
         ids: token ids behind them.
+        draft: token ids that come next, as a rule: they are read with the others, and kept as far as they are written.
         cache: keys and values of all tokens read so far.
     """
 
@@ -26,6 +27,7 @@ class TokenTrack:
         self.adapter = adapter
         self.prompt = list(prompt)
         self.ids: list[int] = []
+        self.draft: list[int] = []
         self.cache = RowCache(len(self.prompt) + room)
         self._room = room
 
@@ -39,5 +41,10 @@ class TokenTrack:
         """Tokens that the model reads next: at first the prompt, then what was written since it last read."""
         read = self.cache.length
         if not read:
-            return [*self.prompt, *self.ids]
-        return self.ids[read - len(self.prompt) :]
+            return [*self.prompt, *self.ids, *self.draft]
+        return [*self.ids[read - len(self.prompt) :], *self.draft]
+
+    def settle_draft(self, kept: int) -> None:
+        """Forget what was read of the draft behind its first `kept` tokens, which are written now."""
+        self.cache.length -= len(self.draft) - kept
+        self.draft = []

@@ -36,8 +36,9 @@ class _Script:
         self.deltas: list[AnswerDelta] = []
 
     def read(self) -> str:
-        """What the model reads next."""
+        """What the model reads next, nothing drafted."""
         track = self.row.track
+        track.draft = []
         text = str(self.base.tokenizer.decode(track.unread))
         track.cache.length += len(track.unread)
         return text
@@ -111,6 +112,34 @@ def test_a_name_and_a_number_are_recalled_behind_and_nothing_else(script: _Scrip
     script.say(" Ann Event.\n")
     script.say(line)
     assert (script.row.track.adapter is script.document) == recalled
+
+
+@pytest.mark.parametrize(
+    ("written", "kept", "goes_on"),
+    [
+        ("Ann Event 2:", "Ann Event 2:", "doc_?\nSupport: Ann Event 2:"),
+        ("Ann Event 3:", "Ann Event ", "3"),
+        ("milk taken: hall", "", "m"),
+    ],
+)
+def test_the_next_entry_is_drafted_and_kept_as_far_as_it_is_written(
+    script: _Script, written: str, kept: str, goes_on: str
+) -> None:
+    script.say(" Series 1:")
+    script.say(" Ann Event.\n")
+    script.say("Ann Event 1:")
+    script.say(" Ann slept.\n")
+    row, track, tokenizer = script.row, script.row.track, script.base.tokenizer
+    read = track.cache.length
+    assert tokenizer.decode(track.unread) == ": Ann slept.\nAnn Event 2:"
+    track.cache.length += len(track.unread)
+    ids = tokenizer.encode(written, add_special_tokens=False)[: len(track.draft)]
+    logits = torch.nn.functional.one_hot(torch.tensor([*ids, *[0] * (1 + len(track.draft) - len(ids))]), len(tokenizer))
+    assert row.take_all(logits.float()) == []
+    assert str(tokenizer.decode(track.ids)).endswith(": Ann slept.\n" + kept + ("" if goes_on[0] == "d" else goes_on))
+    behind = tokenizer.encode(": Ann slept.\n" + kept, add_special_tokens=False)
+    assert track.cache.length == read + len(behind), "what was drafted and not written is still in the cache"
+    assert tokenizer.decode(row.track.unread) == goes_on
 
 
 def _leaves(script: _Script) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from perk.segments import normalise, split_segments
-from perk.series import numbered_series, series_lines
+from perk.series import is_entry_cue, is_series_line, likely_cue, numbered_series, series_lines
 from perk.settings import SegmentSettings
 
 _LOG = (
@@ -31,6 +31,28 @@ def test_the_series_of_a_text_are_a_series_too_and_each_has_its_end() -> None:
         "Clause 4: none.",
         "North gate, entry 3: none.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "cue"),
+    [
+        ("Series 2: North gate, entry.", "North gate, entry 1:"),
+        ("North gate, entry 1: it was left open. Twice.", "North gate, entry 2:"),
+        ("Clause 9: none.", ""),
+        ("Series 3: none.", ""),
+        ("Door 7 is in the cellar.", ""),
+    ],
+)
+def test_behind_an_entry_the_next_is_likely(line: str, cue: str) -> None:
+    assert likely_cue(line) == cue
+    assert not cue or is_entry_cue(cue)
+
+
+def test_what_lists_a_series_is_told_from_what_does_not() -> None:
+    listed = [line for line in series_lines(_LOG) if is_series_line(line)]
+    assert listed == ["Series 1: Clause.", "Series 2: North gate, entry."]
+    assert not is_series_line("Series 1: In 1911: rain.")
+    assert not is_entry_cue("Series:")
 
 
 @pytest.mark.parametrize(
