@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from meta_training.tasks.students import FIRST_NAMES, LAST_NAMES
+from meta_training.tasks.whereabouts import derive_questions
 from perk.base_model import load_tokenizer
 from perk.scoring import normalise_answer
 
@@ -20,7 +22,7 @@ def _read(name: str) -> tuple[str, list[dict[str, object]]]:
     return (EXAMPLES / f"{name}.txt").read_text(encoding="utf-8"), [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("register", 1000), ("story", 1000), ("article", 600)])
+@pytest.mark.parametrize(("name", "tokens"), [("register", 1000), ("story", 1000), ("errands", 480), ("article", 600)])
 def test_each_document_is_long(name: str, tokens: int) -> None:
     assert len(load_tokenizer().encode(_read(name)[0])) >= tokens
 
@@ -58,6 +60,20 @@ def test_the_last_event_of_each_actor_answers_the_story() -> None:
     for actor in last:
         numbers = [int(number) for name, number, mover, _ in events if name == actor == mover]
         assert sorted(numbers) == list(range(1, len(numbers) + 1))
+
+
+def test_the_errands_answer_their_questions_by_who_had_what() -> None:
+    text, questions = _read("errands")
+    numbered = sorted(re.findall(r"^(\w+) Event (\d+): (.*)$", text, re.MULTILINE))
+    facts = [fact for _, _, fact in numbered]
+    assert Counter(actor for actor, _, _ in numbered) == {"Ines": 5, "Petra": 6, "Tomas": 4}
+    for supporting in (1, 2, 3):
+        derived = {q.question: q.answer for q in derive_questions(facts, supporting, in_order=False)}
+        for question in questions:
+            assert derived.get(str(question["question"]), question["answer"]) == question["answer"]
+            if question["question"] in derived:
+                questions = [other for other in questions if other != question]
+    assert questions == [], "a question that the story does not answer"
 
 
 def test_the_article_holds_an_answer_to_each_question() -> None:
