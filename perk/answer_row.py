@@ -17,7 +17,7 @@ from perk.answer_request import AnswerRequest
 from perk.base_model import BaseModel
 from perk.errors import InvalidInput
 from perk.reader import LINE_END, Reader
-from perk.series import is_entry_cue, is_series_line, likely_cue
+from perk.series import NOTHING, is_entry_cue, is_series_line, likely_cue
 from perk.settings import TemplateSettings
 from perk.token_track import TokenTrack
 
@@ -106,6 +106,8 @@ class AnswerRow:
         # An entry's name, and the track on which the document's adapter recalls the rest of it.
         self._cue = ""
         self._line: TokenTrack | None = None
+        # What the last entries said.
+        self._said: list[str] = []
         self._has_recalled = False
 
     @property
@@ -231,6 +233,10 @@ class AnswerRow:
             self._leave_to_document()
             return
         self._has_recalled = True
+        self._said = [*self._said, said][-_ROUNDS:]
+        if self._said == [said] * _ROUNDS:
+            # Past its last entry a series goes on with what it said before.
+            said = NOTHING
         self.ids.extend(self._encode(said + LINE_END))
         self._text.draft = self._encode(likely_cue(self._cue + said))
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from perk.errors import InvalidInput
 from perk.segment import Segment
 from perk.sentences import sentences, text_lines
-from perk.series import series_lines
+from perk.series import numbered_series, series_lines
+from perk.series_weights import entry_weights, line_weights, share_out
 from perk.settings import SegmentSettings
 
 __all__ = ["join_passages", "normalise", "segment_start", "split_segments"]
@@ -25,9 +26,6 @@ __all__ = ["join_passages", "normalise", "segment_start", "split_segments"]
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # A line of fewer tokens says too little alone (a heading, a list item, a line of verse).
 _SHORT_LINE = 8
-# What a token of what is said of a series weighs: where one ends is read against all its entries, which go on alike.
-_SERIES_WEIGHT = 5.0
-
 # A line with its tokens.
 _Line = tuple[str, list[int]]
 
@@ -70,20 +68,21 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
         else:
             pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens, lead))
     end = _tokens(settings.end, tokenizer)
-    segments: list[Segment] = []
-
-    def segment(piece: list[int]) -> Segment:
-        prefix = _tokens(settings.prefix.format(index=len(segments) + 1), tokenizer)
-        return Segment(ids=(*prefix, *piece, *end), prefix_tokens=len(prefix))
-
-    for piece in pieces:
-        segments.append(segment(piece))
-    for line in series_lines(text) if settings.series else []:
-        of_series = segment(_tokens(lead + line, tokenizer))
-        name, _, _ = line.partition(":")
-        named = len(_tokens(lead + name, tokenizer)) - (of_series.first_loss - of_series.prefix_tokens)
-        weights = (1.0,) * named + (_SERIES_WEIGHT,) * (of_series.loss_tokens - named)
-        segments.append(replace(of_series, weights=weights))
+    pieces = [[*piece, *end] for piece in pieces]
+    weights: list[tuple[float, ...]] = [()] * len(pieces)
+    if settings.series and (series := numbered_series(text)):
+        weights = [entry_weights(piece, series, tokenizer, lead) for piece in pieces]
+        for line in series_lines(text):
+            name, said = _tokens(lead + line.partition(":")[0], tokenizer), [*_tokens(lead + line, tokenizer), *end]
+            pieces.append(said)
+            weights.append(line_weights(name, said))
+        plain = sum(len(piece) for piece, own in zip(pieces, weights, strict=True) if not own)
+        weights = share_out(weights, plain)
+    segments = []
+    for number, (piece, own) in enumerate(zip(pieces, weights, strict=True), start=1):
+        prefix = _tokens(settings.prefix.format(index=number), tokenizer)
+        segment = Segment(ids=(*prefix, *piece), prefix_tokens=len(prefix))
+        segments.append(replace(segment, weights=own[segment.first_loss - len(prefix) :]))
     return segments
 
 

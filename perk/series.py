@@ -10,7 +10,20 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["is_entry_cue", "is_series_line", "likely_cue", "no_entry", "numbered_series", "series_line", "series_lines"]
+__all__ = [
+    "NOTHING",
+    "entry_at_end",
+    "is_entry_cue",
+    "is_series_line",
+    "likely_cue",
+    "no_entry",
+    "numbered_series",
+    "series_line",
+    "series_lines",
+]
+
+# What stands behind a name and a number that no entry has.
+NOTHING = " none."
 
 # An entry begins a line or a sentence: a few words, a number, a colon.
 _CUE = re.compile(r"([^\W\d_][^\n:.!?]{0,60}?) (\d{1,5}):")
@@ -50,7 +63,13 @@ def series_line(number: int, name: str) -> str:
 
 def no_entry(name: str, number: int) -> str:
     """The line that says that a series ends before a number."""
-    return f"{name} {number}: none."
+    return f"{name} {number}:{NOTHING}"
+
+
+def entry_at_end(text: str) -> str | None:
+    """The series of which a text ends with the name and number of an entry; None where it does not."""
+    entries = list(_ENTRY.finditer(text))
+    return str(entries[-1][1]) if entries and entries[-1].end() == len(text) else None
 
 
 def is_series_line(line: str) -> bool:

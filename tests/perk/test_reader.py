@@ -114,6 +114,18 @@ def test_a_name_and_a_number_are_recalled_behind_and_nothing_else(script: _Scrip
     assert (script.row.track.adapter is script.document) == recalled
 
 
+def test_a_series_that_says_the_same_over_and_over_has_ended(script: _Script) -> None:
+    script.say(" Series 1:")
+    script.say(" Ann Event.\n")
+    for number in (1, 2, 3):
+        script.say(f"Ann Event {number}:")
+        script.say(" Ann slept.\n")
+    assert str(script.base.tokenizer.decode(script.row.ids)) == (
+        " Series 1: Ann Event.\nAnn Event 1: Ann slept.\nAnn Event 2: Ann slept.\nAnn Event 3: none.\n"
+    )
+    assert script.row.track.draft == []
+
+
 @pytest.mark.parametrize(
     ("written", "kept", "goes_on"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,7 +105,15 @@ def test_what_is_said_of_a_series_weighs_five_times_as_much_as_its_name(
 ) -> None:
     lines = series_lines(_LOG)
     segments = split_segments(normalise(_LOG), tiny_tokenizer, SegmentSettings(prefix=prefix, series=True))
-    assert not any(segment.weights for segment in segments[: -len(lines)]), "those of the text weigh one each"
+    for segment in segments[: -len(lines)]:
+        behind = [
+            token
+            for token, weight in zip(segment.ids[segment.first_loss :], segment.weights, strict=False)
+            if weight == 5
+        ]
+        names = re.findall(r"(?:Clause|entry) \d:", str(tiny_tokenizer.decode(list(segment.ids))))
+        assert len(behind) == len(names), "the first token behind each entry's name weighs as much, all others one"
+        assert set(segment.weights) == ({1.0, 5.0} if names else set())
     for segment, line in zip(segments[-len(lines) :], lines, strict=True):
         assert set(segment.weights) == {1.0, 5.0}
         said = segment.ids[-segment.weights.count(5.0) :]
