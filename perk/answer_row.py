@@ -237,8 +237,11 @@ class AnswerRow:
         if self._said == [said] * _ROUNDS:
             # Past its last entry a series goes on with what it said before.
             said = NOTHING
-        self.ids.extend(self._encode(said + LINE_END))
-        self._text.draft = self._encode(likely_cue(self._cue + said))
+        # Neither takes the room of the answer.
+        room = self.templates.max_support_tokens - len(self.ids)
+        read, draft = self._encode(said + LINE_END), self._encode(likely_cue(self._cue + said))
+        self.ids.extend(read[:room])
+        self._text.draft = draft if len(read) + len(draft) <= room else []
 
     def _encode(self, text: str) -> list[int]:
         return list(self._base.tokenizer.encode(text, add_special_tokens=False, verbose=False))

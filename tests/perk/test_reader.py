@@ -184,6 +184,20 @@ def test_a_reader_that_goes_on_and_on_leaves_too(make_model: Callable[..., PerkM
     assert script.read() == f"{_QUESTION}\nSupport:"
 
 
+@pytest.mark.parametrize("most", [28, 30, 40])
+def test_what_is_read_and_drafted_leaves_the_answer_its_room(make_model: Callable[..., PerkModel], most: int) -> None:
+    script = _Script(make_model(), _TEMPLATES.model_copy(update={"max_support_tokens": most}))
+    script.say(" Series 1:")
+    script.say(" Ann Event.\n")
+    track = script.row.track
+    assert len(track.ids) + len(track.draft) <= most
+    track.draft = []
+    script.say("Ann Event 1:")
+    while script.row.track.adapter is script.document:
+        script.say("x")
+    assert len(track.ids) + len(track.draft) <= most
+
+
 def test_recalled_lines_count_towards_what_may_be_recalled(make_model: Callable[..., PerkModel]) -> None:
     script = _Script(make_model(), _TEMPLATES.model_copy(update={"max_support_tokens": 40}))
     script.say(" Series 1:")
