@@ -119,3 +119,20 @@ def test_what_is_said_of_a_series_weighs_five_times_as_much_as_its_name(
         said = segment.ids[-segment.weights.count(5.0) :]
         assert str(tiny_tokenizer.decode(list(said))) == line[line.index(":") :]
         assert segment.weights == tuple(sorted(segment.weights))
+
+
+@pytest.mark.parametrize("sentences", [0, 10, 400])
+def test_entries_and_their_series_keep_a_share_of_the_loss_in_a_long_text(
+    sentences: int, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    text = normalise(_LOG + "It rained all day long, and nobody came by at all.\n" * sentences)
+    segments = split_segments(text, tiny_tokenizer, SegmentSettings(series=True))
+    of_series = [segment for segment in segments if segment.weights]
+    share = sum(segment.loss_weight for segment in of_series) / sum(segment.loss_weight for segment in segments)
+    heaviest, lightest = (pick(weight for s in of_series for weight in s.weights) for pick in (max, min))
+    assert heaviest == pytest.approx(5 * lightest), "among themselves they weigh what they did"
+    if sentences == 400:
+        assert share == pytest.approx(1 / 3)
+    else:
+        assert lightest == 1
+        assert share > 1 / 3
