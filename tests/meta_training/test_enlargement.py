@@ -61,7 +61,8 @@ def test_more_rank_computes_the_same_until_it_learns(model: PerkModel, rank: int
 
 
 def test_a_reader_computes_the_same_too(model: PerkModel) -> None:
-    reader = 0.2 * torch.randn(model.adapter_size, generator=torch.Generator().manual_seed(4))
+    # Small enough for states of the size of the others here: rounding is of that size too.
+    reader = 0.05 * torch.randn(model.adapter_size, generator=torch.Generator().manual_seed(4))
     tensors = model.checkpoint.tensors | {"reader": reader}
     checkpoint = Checkpoint("tiny", model.settings, tensors)
     larger = enlarge(checkpoint, model.adapted.layout, rank=9)
