@@ -24,6 +24,8 @@ from perk.checkpoint import Checkpoint, load_checkpoint
 from perk.errors import InvalidInput
 from perk.settings import TemplateSettings
 
+pytestmark = pytest.mark.usefixtures("data_root")
+
 _TEMPLATES = TemplateSettings(prompt="{question}\nSupport:", support=" {support}\nAnswer:", answer=" {answer}")
 
 
