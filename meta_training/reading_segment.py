@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from meta_training.document import Question
+from meta_training.question_segment import weighed_segment
 from perk.base_model import BaseModel
 from perk.segment import Segment
 from perk.series import is_entry_cue, is_series_line
@@ -23,12 +24,10 @@ def reading_segment(question: Question, base: BaseModel, templates: TemplateSett
     """
     if templates.support is None:
         raise ValueError("templates: no support to read")
-    prompt = tuple(base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False))
     if not question.support or not is_series_line(question.support[0]):
+        prompt = base.tokenizer.encode(templates.prompt.format(question=question.question), verbose=False)
         return Segment(ids=(*prompt, base.eos_id), prefix_tokens=len(prompt))
-    text = templates.target(question.answer, question.grounds)
-    encoded = base.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    # Where a recalled stretch of the text begins and ends: behind the colon, with the line break.
+    # Where a recalled stretch of the target begins and ends: behind the colon, with the line break.
     recalled: list[tuple[int, int]] = []
     start = templates.support.index("{support}")
     for line in question.support:
@@ -36,9 +35,9 @@ def reading_segment(question: Question, base: BaseModel, templates: TemplateSett
         if is_entry_cue(cue):
             recalled.append((start + len(cue), start + len(line) + 1))
         start += len(line) + 1
-    weights = [
-        0.0 if any(begin < last <= end for begin, end in recalled) else 1.0 for _, last in encoded["offset_mapping"]
-    ]
-    return Segment(
-        ids=(*prompt, *encoded["input_ids"], base.eos_id), prefix_tokens=len(prompt), weights=(*weights, 1.0)
+    return weighed_segment(
+        question,
+        base,
+        templates,
+        lambda last: 0.0 if any(begin < last <= end for begin, end in recalled) else 1.0,
     )

@@ -106,9 +106,8 @@ class AnswerRow:
         # An entry's name, and the track on which the document's adapter recalls the rest of it.
         self._cue = ""
         self._line: TokenTrack | None = None
-        # What the last entries said.
+        # What the last entries said; none while nothing was recalled for the reader.
         self._said: list[str] = []
-        self._has_recalled = False
 
     @property
     def track(self) -> TokenTrack:
@@ -147,14 +146,13 @@ class AnswerRow:
 
         That is so while the text ends in the middle of a character, or might begin a stop text.
         """
-        token = int(logits.argmax())
         if self._line is not None:
-            self._recall_line(self._line, token)
-            return None
-        if self._reader is not None and not self._has_recalled and self._ends_support(token):
-            self._leave_to_document()
+            self._recall_line(self._line, int(logits.argmax()))
             return None
         token = self._choose(logits)
+        if token is None:
+            self._leave_to_document()
+            return None
         reason: str | None = None
         if token == self._eos_id:
             reason = "stop"
@@ -164,9 +162,8 @@ class AnswerRow:
                 reason = "length"
         written = str(self._base.tokenizer.decode(self.ids, skip_special_tokens=True))
         text = self._answer(written)
-        if text is None and self._reader is not None:
-            self._look_for_cue(written.rpartition(LINE_END)[2].lstrip(), self._reader)
         if text is None:
+            self._look_for_cue(written.rpartition(LINE_END)[2].lstrip())
             return None
         cuts = [position for position in (text.find(stop) for stop in self.request.stop) if position >= 0]
         if cuts:
@@ -185,7 +182,13 @@ class AnswerRow:
             return AnswerDelta(self.number, fresh, reason, self.support)
         return AnswerDelta(self.number, fresh) if fresh else None
 
-    def _choose(self, logits: Tensor) -> int:
+    @property
+    def _reads_in_vain(self) -> bool:
+        """Whether the reader has found nothing to read so far."""
+        return self._reader is not None and not self._said
+
+    def _choose(self, logits: Tensor) -> int | None:
+        """The next token; None where the support would end and nothing was found to read."""
         if self.answer_from is None:
             return self._recall(logits)
         if self.request.temperature == 0:
@@ -199,27 +202,34 @@ class AnswerRow:
             probabilities[order[outside]] = 0
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
-    def _recall(self, logits: Tensor) -> int:
+    def _recall(self, logits: Tensor) -> int | None:
         """What the document said is no matter of taste: always the likeliest token, until the mark must follow.
 
         Chosen so, a text that goes round never leaves its circle; the answer is read off what came before.
         """
         if not self._forced:
             token = int(logits.argmax())
-            if not self._ends_support(token):
+            if (
+                token != self._eos_id
+                and len(self.ids) < self.templates.max_support_tokens
+                and not _goes_round(self.ids)
+            ):
                 return token
+            if self._reads_in_vain:
+                return None
             self._forced = list(self._support_end_ids)
         return self._forced.pop(0)
 
-    def _ends_support(self, token: int) -> bool:
-        """Whether nothing more is to be recalled where this token would come next."""
-        return token == self._eos_id or len(self.ids) >= self.templates.max_support_tokens or _goes_round(self.ids)
-
-    def _look_for_cue(self, line: str, reader: Reader) -> None:
-        room = min(reader.longest_line, self.templates.max_support_tokens - len(self.ids))
-        if room > 0 and is_entry_cue(line):
+    def _look_for_cue(self, line: str) -> None:
+        """Let the document's adapter recall what the reader has named."""
+        room = self.templates.max_support_tokens - len(self.ids)
+        if self._reader is not None and room > 0 and is_entry_cue(line):
             self._cue = line
-            self._line = TokenTrack(self.request.adapter, reader.cue(line, self._base.tokenizer), room=room)
+            self._line = TokenTrack(
+                self.request.adapter,
+                self._reader.cue(line, self._base.tokenizer),
+                room=min(self._reader.longest_line, room),
+            )
 
     def _recall_line(self, line: TokenTrack, token: int) -> None:
         """Go on with a line; at its end, the reader reads it."""
@@ -229,10 +239,9 @@ class AnswerRow:
         if not (ended or token == self._eos_id or line.full):
             return
         self._line = None
-        if not self._has_recalled and not is_series_line(self._cue + said):
+        if self._reads_in_vain and not is_series_line(self._cue + said):
             self._leave_to_document()
             return
-        self._has_recalled = True
         self._said = [*self._said, said][-_ROUNDS:]
         if self._said == [said] * _ROUNDS:
             # Past its last entry a series goes on with what it said before.
@@ -263,7 +272,7 @@ class AnswerRow:
         if not ended:
             return None
         if self.answer_from is None:
-            if self._reader is not None and not self._has_recalled:
+            if self._reads_in_vain:
                 self._leave_to_document()
                 return None
             self.answer_from = len(self.ids)

@@ -72,7 +72,7 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
     weights: list[tuple[float, ...]] = [()] * len(pieces)
     if settings.series and (series := numbered_series(text)):
         weights = [entry_weights(piece, series, tokenizer, lead) for piece in pieces]
-        for line in series_lines(text):
+        for line in series_lines(series):
             name, said = _tokens(lead + line.partition(":")[0], tokenizer), [*_tokens(lead + line, tokenizer), *end]
             pieces.append(said)
             weights.append(line_weights(name, said))

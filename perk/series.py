@@ -9,6 +9,7 @@ can be recalled one after the other (`perk.reader`).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 __all__ = [
     "NOTHING",
@@ -44,9 +45,12 @@ def numbered_series(text: str) -> dict[str, int]:
     }
 
 
-def series_lines(text: str) -> list[str]:
-    """What a text does not say of its series: which there are, and that none, that list too, has a further entry."""
-    series = numbered_series(text)
+def series_lines(series: Mapping[str, int]) -> list[str]:
+    """What a text does not say of its series: which there are, and that none, that list too, has a further entry.
+
+    Args:
+        series: of the text, as `numbered_series` has them.
+    """
     if not series:
         return []
     return [

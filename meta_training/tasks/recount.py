@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from meta_training.tasks.whereabouts import DROP, MOVE, TAKE
-from perk.series import no_entry, series_line
+from perk.series import no_entry, series_line, series_lines
 
 __all__ = ["Recount", "Rename", "recount_actor", "recount_thing"]
 
@@ -40,8 +40,7 @@ def recount_actor(lines: Sequence[str], actor: str, *, series: Mapping[str, int]
         series: of the document, as `numbered_series` has them.
     """
     wanted = f"{actor} Event"
-    names = list(series)
-    listed = [series_line(number, name) for number, name in enumerate(names[: names.index(wanted) + 1], start=1)]
+    listed = series_lines(series)[: list(series).index(wanted) + 1]
     own = [line for line in lines if line.startswith(f"{wanted} ")]
     return (*listed, *own, no_entry(wanted, len(own) + 1))
 

@@ -26,7 +26,7 @@ def test_entries_count_in_any_order_on_lines_of_their_own_and_between_sentences(
 
 
 def test_the_series_of_a_text_are_a_series_too_and_each_has_its_end() -> None:
-    assert series_lines(_LOG) == [
+    assert series_lines(numbered_series(_LOG)) == [
         "Series 1: Clause.",
         "Series 2: North gate, entry.",
         "Series 3: none.",
@@ -51,7 +51,7 @@ def test_behind_an_entry_the_next_is_likely(line: str, cue: str) -> None:
 
 
 def test_what_lists_a_series_is_told_from_what_does_not() -> None:
-    listed = [line for line in series_lines(_LOG) if is_series_line(line)]
+    listed = [line for line in series_lines(numbered_series(_LOG)) if is_series_line(line)]
     assert listed == ["Series 1: Clause.", "Series 2: North gate, entry."]
     assert not is_series_line("Series 1: In 1911: rain.")
     assert not is_entry_cue("Series:")
@@ -71,7 +71,7 @@ def test_what_lists_a_series_is_told_from_what_does_not() -> None:
 )
 def test_what_is_not_numbered_from_one_without_a_gap_is_no_series(text: str) -> None:
     assert numbered_series(text) == {}
-    assert series_lines(text) == []
+    assert series_lines(numbered_series(text)) == []
 
 
 @given(
@@ -94,7 +94,7 @@ def test_segments_of_series_follow_those_of_the_text_where_they_are_asked_for(
         segments = split_segments(normalise(_LOG), tiny_tokenizer, settings)
         return [str(tiny_tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in segments]
 
-    assert texts(series=True) == texts(series=False) + [f" {line}\n" for line in series_lines(_LOG)]
+    assert texts(series=True) == texts(series=False) + [f" {line}\n" for line in series_lines(numbered_series(_LOG))]
     assert SegmentSettings(series=False) == SegmentSettings()
     assert "series" not in SegmentSettings().model_dump(), "fingerprints of checkpoints without it stay what they were"
 
@@ -103,7 +103,7 @@ def test_segments_of_series_follow_those_of_the_text_where_they_are_asked_for(
 def test_what_is_said_of_a_series_weighs_five_times_as_much_as_its_name(
     prefix: str, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    lines = series_lines(_LOG)
+    lines = series_lines(numbered_series(_LOG))
     segments = split_segments(normalise(_LOG), tiny_tokenizer, SegmentSettings(prefix=prefix, series=True))
     for segment in segments[: -len(lines)]:
         behind = [

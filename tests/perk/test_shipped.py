@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from perk import AnswerRequest, PerkModel
-from perk.series import series_lines
+from perk.series import numbered_series, series_lines
 
 # In no order: only the numbers tell it.
 _STORY = """\
@@ -34,7 +34,7 @@ def adapter(model: PerkModel) -> torch.Tensor:
 
 
 def test_answers_follow_from_entries_of_the_document(model: PerkModel, adapter: torch.Tensor) -> None:
-    known = {*_STORY.splitlines(), *series_lines(_STORY)}
+    known = {*_STORY.splitlines(), *series_lines(numbered_series(_STORY))}
     requests = [AnswerRequest(question, adapter=adapter, max_tokens=8) for question in _ANSWERS]
     batch = model.start_batch()
     rows = [batch.add(request) for request in requests]
