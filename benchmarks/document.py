@@ -39,15 +39,19 @@ def generate_document(model: PerkModel, tokens: int) -> str:
     rng = random.Random(_SEED)
     lines: list[str] = []
     left = tokens
+    # Tokens that each segment has besides its text: a line of so few cannot be.
+    besides = _count(model, "a") - len(model.base.tokenizer.encode("a", add_special_tokens=False))
     for _ in range(tokens + _CUTS):
         line = _record(rng) if rng.random() < 0.5 else _paragraph(rng)
         size = _count(model, line)
         if size > left:
-            ids = model.base.tokenizer.encode(line, add_special_tokens=False)[:left]
+            ids = model.base.tokenizer.encode(line, add_special_tokens=False)[: left - besides]
             line = str(model.base.tokenizer.decode(ids)).strip()
             if not line or _count(model, line) != left:
                 continue
             size = left
+        elif 0 < left - size <= besides:
+            continue
         lines.append(line)
         left -= size
         if left == 0:

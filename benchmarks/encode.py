@@ -11,6 +11,9 @@ By default the adapter and the number of inner steps are the checkpoint's. With 
 adapter is one before meta-training, and all else stays as the checkpoint has it. Both sides take time in proportion to
 the steps but for what comes before the first one, so a few of them say about a long document what all would.
 
+Theirs computes in float32, and where our large products are in bfloat16 (`kernels.product_dtype`) once more with a base
+in bfloat16: its adapters and their optimiser stay in float32, as PEFT loads them.
+
 Ours includes cutting the text into segments and planning; theirs gets the micro-batches ready-made.
 """
 
@@ -20,11 +23,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 from benchmarks.document import generate_document
 from benchmarks.flops import count_encoding_flops, measure_product_rate
 from benchmarks.peak_memory import PeakMemory
 from benchmarks.peft_fine_tuning import PeftFineTuning
 from benchmarks.result import print_result
+from kernels.product_dtype import product_dtype
 from perk.base_model import load_base_model
 from perk.batches import MicroBatch
 from perk.checkpoint import Checkpoint, new_checkpoint
@@ -54,7 +60,7 @@ def run(
     Args:
         tokens: length of the document, prefixes of segments not counted.
         checkpoint: folder, or the name of a shipped one.
-        repeats: timed runs of each side; one of each goes before, untimed.
+        repeats: timed runs of each side; one of each goes before, whose time does not count.
         all_layers: put adapters on all layers, wherever the checkpoint begins.
         rank: of the adapters, if not the checkpoint's.
         steps: the first so many of the checkpoint's inner steps; None: all.
@@ -64,8 +70,9 @@ def run(
         - ``tokens``;
         - ``encode_seconds``, ``peft_seconds``, ``full_vocabulary_seconds``: medians;
         - ``ratio``: ``peft_seconds / encode_seconds``, above 1 where ours is faster;
-        - ``gemm_fraction``: operations a second of our encoding (`benchmarks.flops` says which count: those that run)
-          over those of a large float32 matrix product;
+        - ``peft_bfloat16_seconds``: median, with a base in bfloat16; only where our products are in bfloat16;
+        - ``gflops``: 10^9 operations a second of our encoding (`benchmarks.flops` says which count: those that run);
+        - ``gemm_fraction``: those over the operations a second of a large matrix product in the type of ours;
         - ``peak_mb``: largest resident memory during our encoding, the base model included, in 10^6 bytes; measured
           before the other side is loaded.
 
@@ -83,31 +90,40 @@ def run(
     batches = plan_batches(model, segments, memory_budget)
     with PeakMemory() as peak:
         _encode(model, text, inner, memory_budget)
-    fine_tuning = PeftFineTuning.of(model, batches)
-    fine_tuning.run()
-    encode_seconds, peft_seconds, full_vocabulary_seconds, product_rates = [], [], [], []
-    for _ in range(repeats):
-        encode_seconds.append(_seconds(lambda: _encode(model, text, inner, memory_budget)))
-        peft_seconds.append(_seconds(fine_tuning.run))
-        full_vocabulary_seconds.append(_seconds(lambda: _encode(model, text, full_vocabulary, memory_budget)))
-        product_rates.append(measure_product_rate())
-    ours, theirs = statistics.median(encode_seconds), statistics.median(peft_seconds)
+    merges = start_encoding(model, segments, inner, memory_budget).merges
+    products = product_dtype() if merges else model.base.dtype
+    work: dict[str, Callable[[], object]] = {
+        "encode_seconds": lambda: _encode(model, text, inner, memory_budget),
+        "peft_seconds": PeftFineTuning.of(model, batches).run,
+        "full_vocabulary_seconds": lambda: _encode(model, text, full_vocabulary, memory_budget),
+    }
+    if products == torch.bfloat16:
+        work["peft_bfloat16_seconds"] = PeftFineTuning.of(model, batches, products).run
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    product_rates = []
+    for round_number in range(1 + repeats):
+        for name, task in work.items():
+            taken = _seconds(task)
+            if round_number > 0:
+                seconds[name].append(taken)
+        product_rates.append(measure_product_rate(products))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     flops = count_encoding_flops(
         model.adapted,
         model.weighting,
         batches,
         steps=inner.steps,
         candidates=count_candidates(model, segments),
-        merged=start_encoding(model, segments, inner, memory_budget).merges,
+        merged=merges,
     )
+    rate = flops.total / medians["encode_seconds"]
     return {
         "tokens": tokens,
-        "encode_seconds": ours,
-        "peft_seconds": theirs,
-        "ratio": theirs / ours,
-        "gemm_fraction": flops.total / ours / max(product_rates),
+        **medians,
+        "ratio": medians["peft_seconds"] / medians["encode_seconds"],
+        "gflops": rate / 1e9,
+        "gemm_fraction": rate / max(product_rates),
         "peak_mb": peak.megabytes,
-        "full_vocabulary_seconds": statistics.median(full_vocabulary_seconds),
     }
 
 

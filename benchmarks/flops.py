@@ -150,9 +150,9 @@ def count_encoding_flops(
     return EncodingFlops(products, attention)
 
 
-def measure_product_rate() -> float:
-    """Operations a second of a large float32 matrix product on the CPU, the best of several."""
-    left, right = torch.rand(2, _PRODUCT_SIZE, _PRODUCT_SIZE)
+def measure_product_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second of a large matrix product of that type on the CPU, the best of several."""
+    left, right = torch.rand(2, _PRODUCT_SIZE, _PRODUCT_SIZE).to(dtype)
     out = torch.empty_like(left)
     best = float("inf")
     for _ in range(_PRODUCT_REPEATS):

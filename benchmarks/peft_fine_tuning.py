@@ -45,12 +45,13 @@ class PeftFineTuning:
         self._loss_tokens = sum(int((labels != _IGNORED).sum()) for _, labels in self._batches)
 
     @classmethod
-    def of(cls, model: PerkModel, batches: Sequence[MicroBatch]) -> PeftFineTuning:
+    def of(cls, model: PerkModel, batches: Sequence[MicroBatch], dtype: torch.dtype = torch.float32) -> PeftFineTuning:
         """From a checkpoint's initialisation, on a base of its own, untouched by our adapters, on the CPU.
 
-        The adapter comes as a PEFT folder: rank, scale, targets and layers are the same by construction.
+        The adapter comes as a PEFT folder: rank, scale, targets and layers are the same by construction. PEFT loads it
+        in float32, whatever `dtype` the base computes in.
         """
-        base = load_base_model(model.settings.base.source, device="cpu")
+        base = load_base_model(model.settings.base.source, device="cpu", dtype=dtype)
         with tempfile.TemporaryDirectory(prefix="perk-bench-") as folder:
             model.export_peft(model.checkpoint.tensors["initial"], Path(folder))
             adapted = PeftModel.from_pretrained(base.model, folder, is_trainable=True)

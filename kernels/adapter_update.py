@@ -104,9 +104,11 @@ def rms_update(theta: Tensor, gradient: Tensor, step_sizes: Tensor, sizes: Seque
         return triton_adapter_update.rms_update(theta, gradient, step_sizes, sizes, epsilon=epsilon)
     tensors = _Tensors.of(sizes, theta)
     parts = tensors.cut(gradient)
-    mean_square = tensors.sums(parts.square().sum(-1)) / theta.new_tensor(sizes)
-    factor = step_sizes * (mean_square + epsilon**2).rsqrt()
-    return (tensors.cut(theta) - tensors.spread(factor) * parts).flatten(-2)
+    # The norm makes no squares in memory, but has no second derivative where a gradient is zero.
+    differentiated = is_differentiated(theta, gradient, step_sizes)
+    squares = parts.square().sum(-1) if differentiated else torch.linalg.vector_norm(parts, dim=-1).square_()
+    factor = step_sizes * (tensors.sums(squares) / theta.new_tensor(sizes) + epsilon**2).rsqrt()
+    return torch.addcmul(tensors.cut(theta), tensors.spread(factor), parts, value=-1).flatten(-2)
 
 
 @dataclass(frozen=True)

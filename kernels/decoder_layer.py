@@ -5,7 +5,8 @@ to unit root mean square and by a weight, and Q … D are `kernels.merged_projec
 modules under autograd: half as many large products, two thirds of the low-rank ones, residual sums inside the products,
 buffers written in place and used again, and an eighth of the numbers kept for the backward pass. Once differentiable.
 
-Numbers kept a token: 4·H + 2·(heads + key-value heads)·head + 3·I.
+Products may be of a narrower type than the rest (`kernels.product_dtype`): what goes into one is cast to it, and what
+comes out is cast back, but for what goes from one into the next with a single operation between, which stays narrow.
 """
 
 from __future__ import annotations
@@ -55,16 +56,20 @@ class Normal:
     inverses: Tensor
 
     @classmethod
-    def of(cls, states: Tensor, weight: Tensor, epsilon: float, space: Workspace) -> Normal:
-        """Normalise."""
+    def of(
+        cls, states: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype, space: Workspace, scratch: Workspace
+    ) -> Normal:
+        """Normalise, to values of that type in `space`."""
         squares = torch.linalg.vector_norm(states, dim=1, keepdim=True).square_()
         inverses = squares.div_(states.shape[1]).add_(epsilon).rsqrt_()
-        return cls(torch.mul(states, inverses, out=space.take(*states.shape)).mul_(weight), inverses)
+        work = space if dtype == states.dtype else scratch
+        values = torch.mul(states, inverses, out=work.take(*states.shape, dtype=states.dtype)).mul_(weight)
+        return cls(space.cast(values, dtype), inverses)
 
     def add_slope(self, into: Tensor, upstream: Tensor, states: Tensor, weight: Tensor) -> None:
         """Add the gradient of the states to `into`, given that of the values; `upstream` is overwritten."""
-        mean = torch.linalg.vecdot(upstream, self.values)[:, None].div_(states.shape[1])
-        upstream.mul_(weight).addcmul_(states, mean.mul_(self.inverses), value=-1)
+        mean = torch.linalg.vecdot(upstream.mul_(weight), states)[:, None].div_(states.shape[1])
+        upstream.addcmul_(states, mean.mul_(self.inverses.square()), value=-1)
         into.addcmul_(upstream, self.inverses)
 
 
@@ -112,10 +117,22 @@ class DecoderLayer:
     head: int
 
     @property
-    def kept_numbers(self) -> int:
-        """Numbers that a forward pass keeps of a token."""
+    def kept_bytes(self) -> int:
+        """Bytes that a forward pass keeps of a token."""
+        hidden, (narrow, wide) = self.norms[0].shape[0], self._item_sizes
         heads = (self.heads + self.key_value_heads) * self.head
-        return 4 * self.norms[0].shape[0] + 2 * heads + 3 * self.projections[2].width // 2
+        return wide * 2 * (hidden + heads) + narrow * (2 * hidden + 3 * self.projections[2].width // 2)
+
+    @property
+    def passing_bytes(self) -> int:
+        """Bytes of a token that a pass has in hand at most, besides; rounded up."""
+        narrow, wide = self._item_sizes
+        return self.kept_bytes if narrow == wide else (wide + narrow) * self.kept_bytes // narrow
+
+    @property
+    def _item_sizes(self) -> tuple[int, int]:
+        """Bytes of a number in products, and elsewhere."""
+        return self.projections[0].dtype.itemsize, self.norms[0].dtype.itemsize
 
     def forward(
         self, states: Tensor, rotation: Rotation, into: Tensor, scratch: Workspace, kept: Workspace | None
@@ -135,21 +152,26 @@ class DecoderLayer:
         qkv, out, gate_up, down = self.projections
         space = scratch if kept is None else kept
         tokens = states.shape[0]
-        first = Normal.of(states, self.norms[0], self.epsilon, space)
-        heads = self._split_heads(qkv.forward(first.values, scratch.take(tokens, qkv.width)), rotation, space)
+        wide = states.dtype
+        first = Normal.of(states, self.norms[0], self.epsilon, qkv.dtype, space, scratch)
+        joint = qkv.forward(first.values, scratch.take(tokens, qkv.width, dtype=qkv.dtype), scratch)
+        heads = self._split_heads(scratch.cast(joint, wide), rotation, space)
         # A small graph of its own: attention's derivative is torch's.
         for tensor in heads:
             tensor.requires_grad_(kept is not None)
         with torch.set_grad_enabled(kept is not None):
             attended = functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
-        middle = out.forward_add(_join_heads(attended.detach()), states, space.take(*states.shape))
-        second = Normal.of(middle, self.norms[1], self.epsilon, space)
-        gate, up = gate_up.forward(second.values, scratch.take(tokens, gate_up.width)).chunk(2, dim=1)
+        joined = scratch.cast(_join_heads(attended.detach()), out.dtype)
+        middle = out.forward_add(joined, states, space.take(*states.shape, dtype=wide), scratch)
+        second = Normal.of(middle, self.norms[1], self.epsilon, gate_up.dtype, space, scratch)
+        both = gate_up.forward(second.values, scratch.take(tokens, gate_up.width, dtype=gate_up.dtype), scratch)
+        gate, up = scratch.cast(both, wide).chunk(2, dim=1)
         if kept is None:
-            down.forward_add(functional.silu(gate, inplace=True).mul_(up), middle, into)
+            product = scratch.cast(functional.silu(gate, inplace=True).mul_(up), down.dtype)
+            down.forward_add(product, middle, into, scratch)
             return None
-        product, slopes = _gate(gate, up, kept)
-        down.forward_add(product, middle, into)
+        product, slopes = _gate(gate, up, down.dtype, kept, scratch)
+        down.forward_add(product, middle, into, scratch)
         return LayerState(states, middle, (first, second), heads, attended, product, slopes)
 
     def backward(
@@ -182,35 +204,37 @@ class DecoderLayer:
         assert isinstance(down, MergedProjections)
 
         first, second = state.normals
-        tokens = slope.shape[0]
+        tokens, wide = slope.shape[0], slope.dtype
 
-        down.backward(slope, state.product, gradients[3], scratch)
+        d_down = scratch.cast(slope, down.dtype)
+        down.backward(d_down, state.product, gradients[3], scratch)
         if last == 3:
             return None
         width = state.product.shape[1]
-        d_product = down.backward_input(slope, scratch.take(tokens, width))
-        d_both = scratch.take(tokens, 2 * width)
+        d_product = down.backward_input(d_down, scratch.take(tokens, width, dtype=down.dtype))
+        d_both = scratch.take(tokens, 2 * width, dtype=gate_up.dtype)
         torch.mul(d_product, state.slopes[0], out=d_both[:, :width])
         torch.mul(d_product, state.slopes[1], out=d_both[:, width:])
         gate_up.backward(d_both, second.values, gradients[2], scratch)
         if last == 2:
             return None
-        d_normal = gate_up.backward_input(d_both, scratch.take(*slope.shape))
-        second.add_slope(slope, d_normal, state.middle, self.norms[1])
+        d_normal = gate_up.backward_input(d_both, scratch.take(*slope.shape, dtype=gate_up.dtype))
+        second.add_slope(slope, scratch.cast(d_normal, wide), state.middle, self.norms[1])
 
-        joined = _join_heads(state.attended.detach())
-        out.backward(slope, joined, gradients[1], scratch)
+        d_out = scratch.cast(slope, out.dtype)
+        joined = scratch.cast(_join_heads(state.attended.detach()), out.dtype)
+        out.backward(d_out, joined, gradients[1], scratch)
         if last == 1:
             return None
-        d_joined = out.backward_input(slope, scratch.take(*joined.shape))
+        d_joined = scratch.cast(out.backward_input(d_out, scratch.take(*joined.shape, dtype=out.dtype)), wide)
         d_attended = d_joined.view_as(state.attended.transpose(1, 2)).transpose(1, 2)
         d_heads = torch.autograd.grad(state.attended, state.heads, d_attended)
-        d_qkv = self._join_slopes(d_heads, rotation, scratch)
+        d_qkv = scratch.cast(self._join_slopes(d_heads, rotation, scratch), qkv.dtype)
         qkv.backward(d_qkv, first.values, gradients[0], scratch)
         if last == 0:
             return None
-        d_normal = qkv.backward_input(d_qkv, scratch.take(*slope.shape))
-        first.add_slope(slope, d_normal, state.states, self.norms[0])
+        d_normal = qkv.backward_input(d_qkv, scratch.take(*slope.shape, dtype=qkv.dtype))
+        first.add_slope(slope, scratch.cast(d_normal, wide), state.states, self.norms[0])
         return slope
 
     def _split_heads(self, qkv: Tensor, rotation: Rotation, space: Workspace) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,10 +243,12 @@ class DecoderLayer:
         every = qkv.view(-1, length, self.heads + 2 * self.key_value_heads, self.head)
         turned = self.heads + self.key_value_heads
         sequences = every.shape[0]
-        rotated = rotation.apply(every[:, :, :turned], space.take(sequences, length, turned, self.head))
+        place = space.take(sequences, length, turned, self.head, dtype=qkv.dtype)
+        rotated = rotation.apply(every[:, :, :turned], place)
         queries, keys = rotated.split((self.heads, self.key_value_heads), dim=2)
         # A copy of the values, so that the joint projection is not kept for them.
-        values = space.take(sequences, length, self.key_value_heads, self.head).copy_(every[:, :, turned:])
+        values = space.take(sequences, length, self.key_value_heads, self.head, dtype=qkv.dtype)
+        values.copy_(every[:, :, turned:])
         # Under version counters of their own: autograd would take what is written beside them for a change of them.
         return queries.transpose(1, 2).data, keys.transpose(1, 2).data, values.transpose(1, 2).data
 
@@ -230,7 +256,7 @@ class DecoderLayer:
         """Gradient of the joint projection ``[S·T, Σ]`` from those of queries, keys and values."""
         queries, keys, values = (slope.transpose(1, 2) for slope in slopes)
         sequences, length = queries.shape[:2]
-        joint = scratch.take(sequences, length, self.heads + 2 * self.key_value_heads, self.head)
+        joint = scratch.take(sequences, length, self.heads + 2 * self.key_value_heads, self.head, dtype=queries.dtype)
         turned = self.heads + self.key_value_heads
         rotation.apply(queries, joint[:, :, : self.heads], backward=True)
         rotation.apply(keys, joint[:, :, self.heads : turned], backward=True)
@@ -238,15 +264,19 @@ class DecoderLayer:
         return joint.view(sequences * length, -1)
 
 
-def _gate(gate: Tensor, up: Tensor, kept: Workspace) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """silu(gate) ∘ up and its slopes along both, all ``[N, I]``; `gate` is overwritten.
+def _gate(
+    gate: Tensor, up: Tensor, dtype: torch.dtype, kept: Workspace, scratch: Workspace
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """silu(gate) ∘ up and its slopes along both, all ``[N, I]``, of that type in `kept`; `gate` is overwritten.
 
     Along the gate it is σ (1 + gate − silu) ∘ up, with σ at hand here: made later, it would cost another exponential.
     """
-    sigmoid = torch.sigmoid(gate, out=kept.take(*gate.shape))
-    silu = torch.mul(gate, sigmoid, out=kept.take(*gate.shape))
+    work = kept if dtype == gate.dtype else scratch
+    sigmoid = torch.sigmoid(gate, out=work.take(*gate.shape, dtype=gate.dtype))
+    silu = torch.mul(gate, sigmoid, out=work.take(*gate.shape, dtype=gate.dtype))
     along_gate = sigmoid.addcmul_(sigmoid, gate.sub_(silu)).mul_(up)
-    return torch.mul(silu, up, out=kept.take(*gate.shape)), (along_gate, silu)
+    product = torch.mul(silu, up, out=kept.take(*gate.shape, dtype=dtype))
+    return product, (kept.cast(along_gate, dtype), kept.cast(silu, dtype))
 
 
 def _join_heads(attended: Tensor) -> Tensor:

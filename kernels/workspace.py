@@ -20,28 +20,29 @@ _LINE_BYTES = 64
 
 
 class Workspace:
-    """Hands out tensors of one dtype on the CPU, until `reset` takes all of them back at once. Not thread-safe."""
+    """Hands out tensors on the CPU, until `reset` takes all of them back at once. Not thread-safe."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self) -> None:
         """Reserve nothing yet."""
-        self._dtype = dtype
         self._slabs: list[Tensor] = []
         self._slab = self._used = 0
 
-    def take(self, *shape: int) -> Tensor:
+    def take(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """A tensor of that shape; its values are left over from an earlier one."""
-        line = _LINE_BYTES // self._dtype.itemsize
-        count = math.prod(shape)
+        size = math.prod(shape) * dtype.itemsize
         while self._slab < len(self._slabs):
             slab = self._slabs[self._slab]
-            if self._used + count <= slab.numel():
+            if self._used + size <= slab.numel():
                 start = self._used
-                self._used += -(-count // line) * line
-                return slab[start : start + count].view(shape)
+                self._used += -(-size // _LINE_BYTES) * _LINE_BYTES
+                return slab[start : start + size].view(dtype).view(shape)
             self._slab, self._used = self._slab + 1, 0
-        size = max(count, _SLAB_BYTES // self._dtype.itemsize)
-        self._slabs.append(torch.empty(size, dtype=self._dtype))
-        return self.take(*shape)
+        self._slabs.append(torch.empty(max(size, _SLAB_BYTES), dtype=torch.uint8))
+        return self.take(*shape, dtype=dtype)
+
+    def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tensor itself where it is of that type, else a copy."""
+        return tensor if tensor.dtype == dtype else self.take(*tensor.shape, dtype=dtype).copy_(tensor)
 
     def reset(self) -> None:
         """Begin again from the start: whatever was taken will be overwritten."""

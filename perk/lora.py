@@ -235,11 +235,9 @@ class AdaptedModel:
     def activation_bytes(self, *, merged: bool) -> int:
         """Bytes that a step of encoding takes for each token of a micro-batch, rounded up."""
         if merged and self._upper_layers is not None:
-            numbers = self._upper_layers.kept_numbers + self._upper_layers.passing_numbers
-        else:
-            layers = len(self._all_layers) - self.settings.first_layer
-            numbers = self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN
-        return numbers * self.base.dtype.itemsize
+            return self._upper_layers.activation_bytes
+        layers = len(self._all_layers) - self.settings.first_layer
+        return self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN * self.base.dtype.itemsize
 
     def start_merging(self) -> MergedLayers:
         """The upper layers for the first-order passes of one document, its adapter merged into a copy of the weights.

@@ -1,7 +1,8 @@
 """The layers of a Llama or Qwen2 base on a CPU, run by `kernels.decoder_layer` instead of their own modules.
 
-Used where that is exact to rounding: passes without an adapter, and the first-order passes of encoding one document,
-whose adapter is merged into a copy of the weights once a step. Everything else (several documents at once, derivatives
+Used where that is exact to rounding (that of `kernels.product_dtype`, which only these passes know): passes without an
+adapter, and the first-order passes of encoding one document, whose adapter is merged into a copy of the weights once a
+step. Everything else (several documents at once, derivatives
 of derivatives, GPT-2, other dtypes, GPUs, Triton) goes through the modules.
 """
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerGradients, LayerState, Rotation
 from kernels.dispatch import use_triton
 from kernels.merged_projections import FrozenProjections, MergedProjections
+from kernels.product_dtype import product_dtype
 from kernels.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ class _Workspaces:
         passes: how many have begun to use `kept`.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.scratch, self.kept = Workspace(dtype), Workspace(dtype)
-        self.passing = (Workspace(dtype), Workspace(dtype))
+    def __init__(self) -> None:
+        self.scratch, self.kept = Workspace(), Workspace()
+        self.passing = (Workspace(), Workspace())
         self.passes = 0
 
 
@@ -62,7 +64,7 @@ class FrozenLayers:
         """Take the layers' weights; they are not copied."""
         self._rotary: Any = base.backbone.get_submodule("rotary_emb")
         self._layers = [_frozen_layer(base, layer) for layer in layers]
-        self.workspaces = _Workspaces(base.dtype)
+        self.workspaces = _Workspaces()
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -71,19 +73,14 @@ class FrozenLayers:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights of all linear maps."""
+        """Bytes of a copy of the weights of all linear maps, in the type of the products."""
         maps = (maps for layer in self._layers for maps in layer.projections if isinstance(maps, FrozenProjections))
-        return sum(weight.nbytes for group in maps for weight in group.weights)
+        return sum(weight.numel() * group.dtype.itemsize for group in maps for weight in group.weights)
 
     @property
-    def kept_numbers(self) -> int:
-        """Numbers that all layers together keep of a token for the backward pass."""
-        return sum(layer.kept_numbers for layer in self._layers)
-
-    @property
-    def passing_numbers(self) -> int:
-        """Numbers of a token that a layer has in hand at most, besides."""
-        return max(layer.kept_numbers for layer in self._layers)
+    def activation_bytes(self) -> int:
+        """Bytes that a token takes: what all layers keep of it for the backward pass, and what one has in hand."""
+        return sum(layer.kept_bytes for layer in self._layers) + max(layer.passing_bytes for layer in self._layers)
 
     @torch.no_grad()
     def run(self, states: Tensor) -> Tensor:
@@ -96,7 +93,7 @@ class FrozenLayers:
             # States pass from layer to layer through either of two places in turn.
             passing = spaces.passing[number % 2]
             passing.reset()
-            into = last if number == len(self._layers) else passing.take(*flat.shape)
+            into = last if number == len(self._layers) else passing.take(*flat.shape, dtype=flat.dtype)
             layer.forward(flat, rotation, into, spaces.scratch, kept=None)
             spaces.scratch.reset()
             flat = into
@@ -164,7 +161,8 @@ class MergedLayers:
         """Take the adapter ``[1, P]`` from now on."""
         for layer, adapters in zip(self._merged, self._group(theta), strict=True):
             for maps, group in zip(layer, adapters, strict=True):
-                maps.merge(group)
+                maps.merge(group, self._spaces.scratch)
+            self._spaces.scratch.reset()
 
     def run(self, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
         """Output of the last layer, ``[S, T, H]``, for the input of the first.
@@ -184,7 +182,7 @@ class MergedLayers:
         flat = states.reshape(-1, states.shape[-1])
         kept = []
         for layer in self._layers:
-            into = spaces.kept.take(*flat.shape)
+            into = spaces.kept.take(*flat.shape, dtype=flat.dtype)
             state = layer.forward(flat, rotation, into, spaces.scratch, spaces.kept)
             spaces.scratch.reset()
             assert state is not None
@@ -202,7 +200,7 @@ class MergedLayers:
         spaces = self._spaces
         if made.number != spaces.passes:
             raise RuntimeError("gradient: another pass through these layers has begun since, and overwrote this one")
-        own = spaces.kept.take(*slope.shape).copy_(slope)
+        own = spaces.kept.take(*slope.shape, dtype=slope.dtype).copy_(slope)
         flat: Tensor | None = own.view(-1, slope.shape[-1])
         gradients = list(self._group(gradient))
         for index in reversed(range(len(self._layers))):
@@ -246,7 +244,9 @@ def _frozen_layer(base: BaseModel, layer: nn.Module) -> DecoderLayer:
     for names in LAYER_MAPS:
         linears: list[Any] = [layer.get_submodule(_module_name(name)) for name in names]
         projections.append(
-            FrozenProjections([linear.weight for linear in linears], [linear.frozen.bias for linear in linears])
+            FrozenProjections(
+                [linear.weight for linear in linears], [linear.frozen.bias for linear in linears], product_dtype()
+            )
         )
     norms = (layer.get_submodule("input_layernorm"), layer.get_submodule("post_attention_layernorm"))
     first, second = (norm.get_parameter("weight") for norm in norms)

@@ -26,6 +26,7 @@ _NAMES_OF_OTHERS = frozenset(
         "PERK_CACHE_DIR",
         "PERK_DATA_ROOT",
         "PERK_KERNELS",
+        "PERK_PRODUCTS",
         "PERK_API_KEY",
         "PERK_SERVER",
         "PERK_VLLM_DIR",

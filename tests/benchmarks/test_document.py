@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,12 @@ def model(tiny_checkpoint: Path) -> PerkModel:
     return PerkModel.load(tiny_checkpoint, device="cpu")
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 100, 513, 2000])
-def test_a_document_has_exactly_the_tokens_asked_for(model: PerkModel, tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [2, 7, 8, 9, 100, 513, 1024, 2000])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_document_has_exactly_the_tokens_asked_for(model: PerkModel, tokens: int, end: str) -> None:
+    segments = model.settings.segments.model_copy(update={"end": end})
+    settings = model.settings.model_copy(update={"segments": segments})
+    model = PerkModel(model.base, replace(model.checkpoint, settings=settings), adapted=model.adapted)
     text = generate_document(model, tokens)
 
     assert model.start_encoding([text]).tokens == [tokens]

@@ -64,16 +64,27 @@ class Problem:
     def rotation(self) -> Rotation:
         return Rotation(self.angles.cos()[:, None], self.angles.sin()[:, None])
 
-    def projections(self) -> Iterator[FrozenProjections]:
-        for names in LAYER_MAPS:
-            yield FrozenProjections([self.weights[n] for n in names], [self.biases.get(n) for n in names])
+    def to(self, dtype: torch.dtype) -> Problem:
+        """The same numbers in another type, rounded to it."""
+        return Problem(
+            weights={name: weight.to(dtype) for name, weight in self.weights.items()},
+            biases={name: bias.to(dtype) for name, bias in self.biases.items()},
+            adapters={name: (a.to(dtype), b.to(dtype)) for name, (a, b) in self.adapters.items()},
+            norms=(self.norms[0].to(dtype), self.norms[1].to(dtype)),
+            angles=self.angles.to(dtype),
+            states=self.states.to(dtype),
+        )
 
-    def layer(self, *, merged: bool) -> DecoderLayer:
+    def projections(self, dtype: torch.dtype | None) -> Iterator[FrozenProjections]:
+        for names in LAYER_MAPS:
+            yield FrozenProjections([self.weights[n] for n in names], [self.biases.get(n) for n in names], dtype)
+
+    def layer(self, *, merged: bool, products: torch.dtype | None = None) -> DecoderLayer:
         projections: list[FrozenProjections | MergedProjections] = []
-        for names, frozen in zip(LAYER_MAPS, self.projections(), strict=True):
+        for names, frozen in zip(LAYER_MAPS, self.projections(products), strict=True):
             if merged:
                 projections.append(MergedProjections(frozen, SCALE))
-                projections[-1].merge([self.adapters.get(name) for name in names])
+                projections[-1].merge([self.adapters.get(name) for name in names], Workspace())
             else:
                 projections.append(frozen)
         return DecoderLayer(tuple(projections), self.norms, EPSILON, HEADS, KEY_VALUE_HEADS, HEAD)
@@ -103,7 +114,7 @@ class Problem:
         q, k, v = (heads(project(name, x)) for name in "qkv")
         k, v = (tensor.repeat_interleave(HEADS // KEY_VALUE_HEADS, 1) for tensor in (k, v))
         scores = rotate(q) @ rotate(k).mT / HEAD**0.5
-        scores = scores + torch.full((LENGTH, LENGTH), -torch.inf).triu(1)
+        scores = scores + scores.new_full((LENGTH, LENGTH), -torch.inf).triu(1)
         attended = (scores.softmax(-1) @ v).transpose(1, 2).reshape(SEQUENCES * LENGTH, -1)
         middle = self.states + project("o", attended)
         y = normal(middle, 1)
@@ -116,11 +127,16 @@ def _buffers(problem: Problem) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[
     return named, tuple(tuple(named.get(name) for name in names) for names in LAYER_MAPS)
 
 
+def _fill(space: Workspace) -> None:
+    space.reset()
+    space.take(1 << 16, dtype=torch.float64).fill_(torch.nan)
+    space.reset()
+
+
 def _space() -> Workspace:
     """Memory full of NaN: what is not written in full shows it."""
-    space = Workspace(torch.float64)
-    space.take(1 << 16).fill_(torch.nan)
-    space.reset()
+    space = Workspace()
+    _fill(space)
     return space
 
 
@@ -129,8 +145,7 @@ def _forward(problem: Problem, layer: DecoderLayer, *, keep: bool) -> tuple[Tens
     scratch = _space()
     state = layer.forward(problem.states, problem.rotation, output, scratch, _space() if keep else None)
     # What is kept must not lie there.
-    scratch.reset()
-    scratch.take(1 << 16).fill_(torch.nan)
+    _fill(scratch)
     return output, state
 
 
@@ -182,3 +197,45 @@ def test_without_adapters_it_is_the_frozen_layer() -> None:
     assert state is None
     torch.testing.assert_close(output, problem.formula())
     torch.testing.assert_close(_forward(problem, problem.layer(merged=True), keep=False)[0], output)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_narrow_products_are_nearer_to_the_formula_than_a_narrow_layer(biased: bool) -> None:
+    exact = Problem.random(tuple(SHAPES), biased=biased)
+    problem = exact.to(torch.float32)
+    layer = problem.layer(merged=True, products=torch.bfloat16)
+    output, state = _forward(problem, layer, keep=True)
+    slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    named, buffers = _buffers(problem)
+    assert state is not None
+    to_states = layer.backward(slope.clone(), state, problem.rotation, buffers, _space(), last=None)
+    assert to_states is not None
+    found = [output, to_states, *(buffer - 1 for pair in named.values() for buffer in pair)]
+
+    expected, narrow = (
+        [tensor.double() for tensor in _differentiated(p, slope)] for p in (exact, exact.to(torch.bfloat16))
+    )
+    assert all(tensor.dtype == torch.float32 for tensor in found)
+    ours, theirs = (sum(map(_relative_error, tensors, expected)) for tensors in (found, narrow))
+    assert ours < theirs
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def _differentiated(problem: Problem, slope: Tensor) -> list[Tensor]:
+    """Output of the formula, and its gradients along the states and all that is learned."""
+    leaves = [problem.states, *problem.learned]
+    for tensor in leaves:
+        tensor.requires_grad_()
+    output = problem.formula()
+    return [output.detach(), *torch.autograd.grad(output, leaves, slope.to(output.dtype))]
+
+
+def test_narrow_products_without_adapters_are_near_the_frozen_layer() -> None:
+    problem = Problem.random((), biased=True).to(torch.float32)
+    expected = problem.formula()
+    for merged in (False, True):
+        output, _ = _forward(problem, problem.layer(merged=merged, products=torch.bfloat16), keep=False)
+        assert _relative_error(output, expected) < 1e-2

@@ -16,37 +16,71 @@ from perk.settings import LoraSettings
 
 ROWS = [[2, 9, 4, 100, 37, 8, 55], [3, 7, 300, 12], [8, 8, 1, 400, 20, 31]]
 SEGMENTS = [Segment(tuple(ids), prefix_tokens=1) for ids in ROWS]
+LORAS = [
+    LoraSettings(rank=3, first_layer=2),
+    LoraSettings(rank=3, first_layer=0),
+    LoraSettings(rank=3, first_layer=1, targets=("up_proj", "down_proj")),
+    LoraSettings(rank=3, first_layer=3, targets=("v_proj",)),
+]
 
 
 @pytest.mark.parametrize("base", ["tiny_llama", "tiny_qwen2"])
-@pytest.mark.parametrize(
-    "lora",
-    [
-        LoraSettings(rank=3, first_layer=2),
-        LoraSettings(rank=3, first_layer=0),
-        LoraSettings(rank=3, first_layer=1, targets=("up_proj", "down_proj")),
-        LoraSettings(rank=3, first_layer=3, targets=("v_proj",)),
-    ],
-)
+@pytest.mark.parametrize("lora", LORAS)
+@pytest.mark.usefixtures("float32_products")
 def test_loss_and_gradient_are_those_of_the_modules(
     base: str, lora: LoraSettings, request: pytest.FixtureRequest
 ) -> None:
-    adapted = AdaptedModel(load_base_model(str(request.getfixturevalue(base)), device="cpu"), lora)
+    folder = request.getfixturevalue(base)
+    loss, gradient = _differentiated(folder, lora, torch.float32, merged=True)
+    expected_loss, expected = _differentiated(folder, lora, torch.float32, merged=False)
+    torch.testing.assert_close(loss, expected_loss)
+    assert (gradient - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("base", ["tiny_llama", "tiny_qwen2"])
+@pytest.mark.parametrize("lora", LORAS)
+def test_products_in_bfloat16_are_nearer_than_modules_in_bfloat16(
+    base: str, lora: LoraSettings, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERK_PRODUCTS", "bfloat16")
+    folder = request.getfixturevalue(base)
+    # Larger ones make a gradient that any rounding changes beyond recognition.
+    loss, gradient = _differentiated(folder, lora, torch.float32, merged=True, spread=0.05)
+    _, narrow = _differentiated(folder, lora, torch.bfloat16, merged=False, spread=0.05)
+    expected_loss, expected = _differentiated(folder, lora, torch.float64, merged=False, spread=0.05)
+    assert loss.dtype == gradient.dtype == torch.float32
+    torch.testing.assert_close(loss, expected_loss.float(), rtol=1e-2, atol=0)
+    assert (gradient - expected).norm() < (narrow - expected).norm()
+
+
+def _differentiated(
+    folder: Path, lora: LoraSettings, dtype: torch.dtype, *, merged: bool, spread: float = 0.2
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of the segments and its gradient, on a base in that type, through merged layers or the modules.
+
+    Adapters are normal, with `spread` as their standard deviation.
+    """
+    adapted = AdaptedModel(load_base_model(str(folder), device="cpu", dtype=dtype), lora)
     inner = InnerLoss(adapted, [SEGMENTS], token_limit=1000)
-    theta = 0.2 * torch.randn(1, adapted.layout.size, generator=torch.Generator().manual_seed(0))
-    merged = adapted.start_merging()
-    merged.merge(theta)
-    theta.requires_grad_()
+    theta = spread * torch.randn(1, adapted.layout.size, generator=torch.Generator().manual_seed(0))
+    theta = theta.to(torch.promote_types(dtype, torch.float32))
+    total, gradient = torch.zeros(1), torch.zeros_like(theta)
+    layers = adapted.start_merging() if merged else None
+    if layers is not None:
+        layers.merge(theta)
     for batch in inner.batches:
         prepared = inner.prepare(batch)
         weights = inner.weights(prepared)
-        gradient = torch.zeros_like(theta, requires_grad=False)
-        loss = inner.add_gradient(theta, prepared, weights, gradient, merged=merged)
-        expected_loss, expected = inner.gradient(theta, prepared, weights)
-        torch.testing.assert_close(loss, expected_loss.detach())
-        assert (gradient - expected).norm() < 1e-4 * expected.norm()
+        if layers is None:
+            loss, added = inner.gradient(theta.requires_grad_(), prepared, weights)
+            gradient += added.detach()
+        else:
+            loss = inner.add_gradient(theta, prepared, weights, gradient, merged=layers)
+        total = total + loss.detach()
+    return total, gradient
 
 
+@pytest.mark.usefixtures("float32_products")
 def test_the_layers_below_are_the_modules_own(tiny_qwen2: Path) -> None:
     adapted = AdaptedModel(load_base_model(str(tiny_qwen2), device="cpu"), LoraSettings(rank=2, first_layer=2))
     ids = torch.tensor([ROWS[0]])

@@ -116,7 +116,7 @@ def test_unknown_names_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_of_other_packages_are_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PERK_CACHE_DIR", "PERK_DATA_ROOT", "PERK_KERNELS", "PERK_API_KEY", "PERK_SERVER"):
+    for name in ("PERK_CACHE_DIR", "PERK_DATA_ROOT", "PERK_KERNELS", "PERK_PRODUCTS", "PERK_API_KEY", "PERK_SERVER"):
         monkeypatch.setenv(name, "x")
 
     load_settings()
