@@ -7,6 +7,8 @@ buffers written in place and used again, and an eighth of the numbers kept for t
 
 Products may be of a narrower type than the rest (`kernels.product_dtype`): what goes into one is cast to it, and what
 comes out is cast back, but for what goes from one into the next with a single operation between, which stays narrow.
+
+Numbers kept a token: 4·H + 2·(heads + key-value heads)·head + 3·I.
 """
 
 from __future__ import annotations
@@ -117,22 +119,10 @@ class DecoderLayer:
     head: int
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes that a forward pass keeps of a token."""
-        hidden, (narrow, wide) = self.norms[0].shape[0], self._item_sizes
+    def kept_numbers(self) -> int:
+        """Numbers that a forward pass keeps of a token."""
         heads = (self.heads + self.key_value_heads) * self.head
-        return wide * 2 * (hidden + heads) + narrow * (2 * hidden + 3 * self.projections[2].width // 2)
-
-    @property
-    def passing_bytes(self) -> int:
-        """Bytes of a token that a pass has in hand at most, besides; rounded up."""
-        narrow, wide = self._item_sizes
-        return self.kept_bytes if narrow == wide else (wide + narrow) * self.kept_bytes // narrow
-
-    @property
-    def _item_sizes(self) -> tuple[int, int]:
-        """Bytes of a number in products, and elsewhere."""
-        return self.projections[0].dtype.itemsize, self.norms[0].dtype.itemsize
+        return 4 * self.norms[0].shape[0] + 2 * heads + 3 * self.projections[2].width // 2
 
     def forward(
         self, states: Tensor, rotation: Rotation, into: Tensor, scratch: Workspace, kept: Workspace | None
@@ -154,7 +144,7 @@ class DecoderLayer:
         tokens = states.shape[0]
         wide = states.dtype
         first = Normal.of(states, self.norms[0], self.epsilon, qkv.dtype, space, scratch)
-        joint = qkv.forward(first.values, scratch.take(tokens, qkv.width, dtype=qkv.dtype), scratch)
+        joint = qkv.forward(first.values, scratch.take(tokens, qkv.width, dtype=qkv.dtype))
         heads = self._split_heads(scratch.cast(joint, wide), rotation, space)
         # A small graph of its own: attention's derivative is torch's.
         for tensor in heads:
@@ -164,7 +154,7 @@ class DecoderLayer:
         joined = scratch.cast(_join_heads(attended.detach()), out.dtype)
         middle = out.forward_add(joined, states, space.take(*states.shape, dtype=wide), scratch)
         second = Normal.of(middle, self.norms[1], self.epsilon, gate_up.dtype, space, scratch)
-        both = gate_up.forward(second.values, scratch.take(tokens, gate_up.width, dtype=gate_up.dtype), scratch)
+        both = gate_up.forward(second.values, scratch.take(tokens, gate_up.width, dtype=gate_up.dtype))
         gate, up = scratch.cast(both, wide).chunk(2, dim=1)
         if kept is None:
             product = scratch.cast(functional.silu(gate, inplace=True).mul_(up), down.dtype)

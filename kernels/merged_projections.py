@@ -28,19 +28,10 @@ Adapter = tuple[Tensor, Tensor] | None
 class FrozenProjections:
     """[x W_iᵀ + b_i] for maps without adapters."""
 
-    def __init__(
-        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], dtype: torch.dtype | None = None
-    ) -> None:
-        """Take weights ``[out_i, in]`` and biases ``[out_i]``; the weights are not copied.
-
-        Args:
-            weights: of each map.
-            biases: of each map, or None.
-            dtype: type of the products, which weights are cast to for each of them; None: that of the weights.
-        """
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """Take weights ``[out_i, in]`` and biases ``[out_i]``; the weights are not copied."""
         self.weights = tuple(weights)
         self.widths = tuple(weight.shape[0] for weight in weights)
-        self.dtype = dtype or weights[0].dtype
         self.bias: Tensor | None = None
         if any(bias is not None for bias in biases):
             zeros = (weight.new_zeros(weight.shape[0]) for weight in weights)
@@ -51,31 +42,36 @@ class FrozenProjections:
         """Σ out_i."""
         return sum(self.widths)
 
-    def forward(self, x: Tensor, into: Tensor, scratch: Workspace) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of inputs and outputs."""
+        return self.weights[0].dtype
+
+    def forward(self, x: Tensor, into: Tensor) -> Tensor:
         """``[T, in]`` to ``[T, Σ out_i]``, which is written to `into`."""
         for weight, part in zip(self.weights, into.split(self.widths, dim=1), strict=True):
-            torch.mm(x, scratch.cast(weight, self.dtype).T, out=part)
+            torch.mm(x, weight.T, out=part)
         return into if self.bias is None else into.add_(self.bias)
 
-    def forward_add(self, x: Tensor, addend: Tensor, into: Tensor, scratch: Workspace) -> Tensor:
-        """`forward` plus a tensor ``[T, Σ out_i]``, which stays as it is; summed in its type, that of `into`."""
-        y = self.forward(x, scratch.take(*into.shape, dtype=self.dtype), scratch)
-        return torch.add(addend, y, out=into)
+    def forward_add(self, x: Tensor, addend: Tensor, into: Tensor, scratch: Workspace) -> Tensor:  # noqa: ARG002
+        """`forward` plus a tensor ``[T, Σ out_i]``, which stays as it is."""
+        return self.forward(x, into).add_(addend)
 
 
 class MergedProjections:
     """The same under adapters that change between steps."""
 
-    def __init__(self, frozen: FrozenProjections, scale: float) -> None:
-        """Reserve the merged weights, of the type of the products; `merge` fills them.
+    def __init__(self, frozen: FrozenProjections, scale: float, dtype: torch.dtype) -> None:
+        """Reserve the merged weights; `merge` fills them.
 
         Args:
             frozen: the maps without adapters.
             scale: factor s of the low-rank term.
+            dtype: type of the products.
         """
         self._frozen = frozen
         self._scale = scale
-        self._weight = frozen.weights[0].new_empty(frozen.width, frozen.weights[0].shape[1], dtype=frozen.dtype)
+        self._weight = frozen.weights[0].new_empty(frozen.width, frozen.weights[0].shape[1], dtype=dtype)
         self._bias = None if frozen.bias is None else frozen.bias.to(self._weight.dtype)
         self._adapters: list[Adapter] = []
         self._stacked: Tensor | None = None
@@ -107,7 +103,7 @@ class MergedProjections:
         downs = [adapter[0] for adapter in self._adapters if adapter is not None]
         self._stacked = torch.cat(downs) if downs else None
 
-    def forward(self, x: Tensor, into: Tensor, scratch: Workspace) -> Tensor:  # noqa: ARG002
+    def forward(self, x: Tensor, into: Tensor) -> Tensor:
         """``[T, in]`` to ``[T, Σ out_i]``, which is written to `into`."""
         if self._bias is None:
             return torch.mm(x, self._weight.T, out=into)
@@ -116,7 +112,7 @@ class MergedProjections:
     def forward_add(self, x: Tensor, addend: Tensor, into: Tensor, scratch: Workspace) -> Tensor:
         """`forward` plus a tensor ``[T, Σ out_i]``, which stays as it is; summed in its type, that of `into`."""
         if self.dtype != into.dtype:
-            y = self.forward(x, scratch.take(*into.shape, dtype=self.dtype), scratch)
+            y = self.forward(x, scratch.take(*into.shape, dtype=self.dtype))
             return torch.add(addend, y, out=into)
         y = torch.addmm(addend, x, self._weight.T, out=into)
         return y if self._bias is None else y.add_(self._bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernels.product_dtype import product_dtype
 from perk.gradient_graphs import GradientGraphs
 from perk.inner_loss import InnerLoss, PreparedBatch
 from perk.lora import AdaptedModel
@@ -19,6 +21,10 @@ from perk.token_weights import TokenWeighting
 from perk.update_rule import Moments, UpdateRule
 
 __all__ = ["EncodedDocument", "Encoding"]
+
+# One in so many steps, the first ones, multiplies in the base's own type, whatever a CPU is faster in: they are the
+# largest, and where the loss jumps under them, rounding decides where it lands.
+_EXACT_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -167,10 +173,14 @@ class Encoding:
             prepared.append(replace(ready, last_states=None))
             self._read = len(prepared)
             yield
-        merged = self._inner_loss.adapted.start_merging() if self.merges else None
+        merged: MergedLayers | None = None
         gradient = torch.zeros_like(self._theta)
         for step in range(self.steps):
-            if merged is not None:
+            if self.merges:
+                products = self._products(step)
+                if merged is None or merged.dtype != products:
+                    merged = None  # One copy of the weights at a time.
+                    merged = self._inner_loss.adapted.start_merging(products)
                 merged.merge(self._theta)
             gradient.zero_()
             total = torch.zeros(len(self.tokens), device=gradient.device)
@@ -184,6 +194,11 @@ class Encoding:
                     self.step = step + 1
                 self._read = read
                 yield
+
+    def _products(self, step: int) -> torch.dtype:
+        """Type of the large products of a step."""
+        exact = step < math.ceil(self.steps / _EXACT_STEPS)
+        return self._inner_loss.adapted.base.dtype if exact else product_dtype()
 
     def _add_gradient(
         self, prepared: PreparedBatch, weights: Tensor, gradient: Tensor, merged: MergedLayers | None

@@ -235,12 +235,17 @@ class AdaptedModel:
     def activation_bytes(self, *, merged: bool) -> int:
         """Bytes that a step of encoding takes for each token of a micro-batch, rounded up."""
         if merged and self._upper_layers is not None:
-            return self._upper_layers.activation_bytes
-        layers = len(self._all_layers) - self.settings.first_layer
-        return self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN * self.base.dtype.itemsize
+            numbers = self._upper_layers.kept_numbers + self._upper_layers.passing_numbers
+        else:
+            layers = len(self._all_layers) - self.settings.first_layer
+            numbers = self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN
+        return numbers * self.base.dtype.itemsize
 
-    def start_merging(self) -> MergedLayers:
+    def start_merging(self, dtype: torch.dtype | None = None) -> MergedLayers:
         """The upper layers for the first-order passes of one document, its adapter merged into a copy of the weights.
+
+        Args:
+            dtype: type of their products; None: the base's.
 
         Raises:
             RuntimeError: `merged_bytes` is None.
@@ -250,7 +255,7 @@ class AdaptedModel:
         layers_name, layers = _decoder_layers(self.base.backbone)
         prefix = f"{self.base.model.base_model_prefix}.{layers_name}"
         paths = [f"{prefix}.{index}" for index in range(self.settings.first_layer, len(layers))]
-        return MergedLayers(self._upper_layers, paths, self.layout, self.settings.scale)
+        return MergedLayers(self._upper_layers, paths, self.layout, self.settings.scale, dtype or self.base.dtype)
 
     def merged_states(self, merged: MergedLayers, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
         """`upper_states` through merged layers; the backward pass adds to `gradient` ``[1, P]``."""

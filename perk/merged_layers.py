@@ -1,8 +1,7 @@
 """The layers of a Llama or Qwen2 base on a CPU, run by `kernels.decoder_layer` instead of their own modules.
 
-Used where that is exact to rounding (that of `kernels.product_dtype`, which only these passes know): passes without an
-adapter, and the first-order passes of encoding one document, whose adapter is merged into a copy of the weights once a
-step. Everything else (several documents at once, derivatives
+Used where that is exact to rounding: passes without an adapter, and the first-order passes of encoding one document,
+whose adapter is merged into a copy of the weights once a step. Everything else (several documents at once, derivatives
 of derivatives, GPT-2, other dtypes, GPUs, Triton) goes through the modules.
 """
 
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerGradients, LayerState, Rotation
 from kernels.dispatch import use_triton
 from kernels.merged_projections import FrozenProjections, MergedProjections
-from kernels.product_dtype import product_dtype
 from kernels.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -73,14 +71,19 @@ class FrozenLayers:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of a copy of the weights of all linear maps, in the type of the products."""
+        """Bytes of the weights of all linear maps."""
         maps = (maps for layer in self._layers for maps in layer.projections if isinstance(maps, FrozenProjections))
-        return sum(weight.numel() * group.dtype.itemsize for group in maps for weight in group.weights)
+        return sum(weight.nbytes for group in maps for weight in group.weights)
 
     @property
-    def activation_bytes(self) -> int:
-        """Bytes that a token takes: what all layers keep of it for the backward pass, and what one has in hand."""
-        return sum(layer.kept_bytes for layer in self._layers) + max(layer.passing_bytes for layer in self._layers)
+    def kept_numbers(self) -> int:
+        """Numbers that all layers together keep of a token for the backward pass."""
+        return sum(layer.kept_numbers for layer in self._layers)
+
+    @property
+    def passing_numbers(self) -> int:
+        """Numbers of a token that a layer has in hand at most, besides."""
+        return max(layer.kept_numbers for layer in self._layers)
 
     @torch.no_grad()
     def run(self, states: Tensor) -> Tensor:
@@ -126,7 +129,9 @@ class Pass:
 class MergedLayers:
     """The adapted layers with one document's adapter merged into a copy of their weights."""
 
-    def __init__(self, frozen: FrozenLayers, paths: Sequence[str], layout: AdapterLayout, scale: float) -> None:
+    def __init__(
+        self, frozen: FrozenLayers, paths: Sequence[str], layout: AdapterLayout, scale: float, dtype: torch.dtype
+    ) -> None:
         """Reserve the merged weights; `merge` fills them.
 
         Args:
@@ -134,12 +139,18 @@ class MergedLayers:
             paths: where each of them is in the model, such as ``model.layers.20``.
             layout: of an adapter.
             scale: factor of the low-rank term.
+            dtype: type of the products.
         """
+        self.dtype = dtype
         self._frozen = frozen
         self._layout = layout
         self._spaces = frozen.workspaces
         self._merged = [
-            tuple(MergedProjections(maps, scale) for maps in layer.projections if isinstance(maps, FrozenProjections))
+            tuple(
+                MergedProjections(maps, scale, dtype)
+                for maps in layer.projections
+                if isinstance(maps, FrozenProjections)
+            )
             for layer in frozen.layers
         ]
         places = {module: index for index, module in enumerate(layout.modules)}
@@ -244,9 +255,7 @@ def _frozen_layer(base: BaseModel, layer: nn.Module) -> DecoderLayer:
     for names in LAYER_MAPS:
         linears: list[Any] = [layer.get_submodule(_module_name(name)) for name in names]
         projections.append(
-            FrozenProjections(
-                [linear.weight for linear in linears], [linear.frozen.bias for linear in linears], product_dtype()
-            )
+            FrozenProjections([linear.weight for linear in linears], [linear.frozen.bias for linear in linears])
         )
     norms = (layer.get_submodule("input_layernorm"), layer.get_submodule("post_attention_layernorm"))
     first, second = (norm.get_parameter("weight") for norm in norms)

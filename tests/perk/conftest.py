@@ -20,12 +20,6 @@ from perk.settings import BaseSettings, LoraSettings, PerkSettings
 LORA = LoraSettings(rank=4, alpha=4, first_layer=1)
 
 
-@pytest.fixture
-def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large products in float32, whatever this CPU has instructions for."""
-    monkeypatch.setenv("PERK_PRODUCTS", "float32")
-
-
 @pytest.fixture(params=["tiny_llama", "tiny_gpt2", "tiny_qwen2"])
 def family(request: pytest.FixtureRequest) -> Path:
     """Folder of a tiny base of each supported family in turn."""

@@ -47,7 +47,6 @@ def test_unbound_it_is_the_untouched_base(adapted: AdaptedModel, family: Path) -
 
 @torch.no_grad()
 @pytest.mark.parametrize("first_layer", [0, 1, 3])
-@pytest.mark.usefixtures("float32_products")
 def test_the_lower_part_and_the_upper_part_are_the_whole(first_layer: int, family: Path) -> None:
     settings = LORA.model_copy(update={"first_layer": first_layer})
     adapted = AdaptedModel(load_base_model(str(family), device="cpu"), settings)

@@ -26,13 +26,12 @@ LORAS = [
 
 @pytest.mark.parametrize("base", ["tiny_llama", "tiny_qwen2"])
 @pytest.mark.parametrize("lora", LORAS)
-@pytest.mark.usefixtures("float32_products")
 def test_loss_and_gradient_are_those_of_the_modules(
     base: str, lora: LoraSettings, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(base)
-    loss, gradient = _differentiated(folder, lora, torch.float32, merged=True)
-    expected_loss, expected = _differentiated(folder, lora, torch.float32, merged=False)
+    loss, gradient = _differentiated(folder, lora, torch.float32, merged=torch.float32)
+    expected_loss, expected = _differentiated(folder, lora, torch.float32, merged=None)
     torch.testing.assert_close(loss, expected_loss)
     assert (gradient - expected).norm() < 1e-4 * expected.norm()
 
@@ -40,23 +39,22 @@ def test_loss_and_gradient_are_those_of_the_modules(
 @pytest.mark.parametrize("base", ["tiny_llama", "tiny_qwen2"])
 @pytest.mark.parametrize("lora", LORAS)
 def test_products_in_bfloat16_are_nearer_than_modules_in_bfloat16(
-    base: str, lora: LoraSettings, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    base: str, lora: LoraSettings, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setenv("PERK_PRODUCTS", "bfloat16")
     folder = request.getfixturevalue(base)
     # Larger ones make a gradient that any rounding changes beyond recognition.
-    loss, gradient = _differentiated(folder, lora, torch.float32, merged=True, spread=0.05)
-    _, narrow = _differentiated(folder, lora, torch.bfloat16, merged=False, spread=0.05)
-    expected_loss, expected = _differentiated(folder, lora, torch.float64, merged=False, spread=0.05)
+    loss, gradient = _differentiated(folder, lora, torch.float32, merged=torch.bfloat16, spread=0.05)
+    _, narrow = _differentiated(folder, lora, torch.bfloat16, merged=None, spread=0.05)
+    expected_loss, expected = _differentiated(folder, lora, torch.float64, merged=None, spread=0.05)
     assert loss.dtype == gradient.dtype == torch.float32
     torch.testing.assert_close(loss, expected_loss.float(), rtol=1e-2, atol=0)
     assert (gradient - expected).norm() < (narrow - expected).norm()
 
 
 def _differentiated(
-    folder: Path, lora: LoraSettings, dtype: torch.dtype, *, merged: bool, spread: float = 0.2
+    folder: Path, lora: LoraSettings, dtype: torch.dtype, *, merged: torch.dtype | None, spread: float = 0.2
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of the segments and its gradient, on a base in that type, through merged layers or the modules.
+    """Loss of the segments and its gradient, on a base in that type, through layers merged in `merged` or the modules.
 
     Adapters are normal, with `spread` as their standard deviation.
     """
@@ -65,7 +63,7 @@ def _differentiated(
     theta = spread * torch.randn(1, adapted.layout.size, generator=torch.Generator().manual_seed(0))
     theta = theta.to(torch.promote_types(dtype, torch.float32))
     total, gradient = torch.zeros(1), torch.zeros_like(theta)
-    layers = adapted.start_merging() if merged else None
+    layers = None if merged is None else adapted.start_merging(merged)
     if layers is not None:
         layers.merge(theta)
     for batch in inner.batches:
@@ -80,7 +78,6 @@ def _differentiated(
     return total, gradient
 
 
-@pytest.mark.usefixtures("float32_products")
 def test_the_layers_below_are_the_modules_own(tiny_qwen2: Path) -> None:
     adapted = AdaptedModel(load_base_model(str(tiny_qwen2), device="cpu"), LoraSettings(rank=2, first_layer=2))
     ids = torch.tensor([ROWS[0]])
