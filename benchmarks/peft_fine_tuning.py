@@ -62,8 +62,8 @@ class PeftFineTuning:
         """Number of elements that are trained."""
         return sum(parameter.numel() for parameter in self._parameters)
 
-    def run(self) -> list[float]:
-        """All steps from the start; returns the mean NLL a token entering each of them."""
+    def run(self, steps: int | None = None) -> list[float]:
+        """The first so many steps, or all, from the start; returns the mean NLL a token entering each of them."""
         with torch.no_grad():
             for parameter, initial in zip(self._parameters, self._initial, strict=True):
                 parameter.copy_(initial)
@@ -74,7 +74,7 @@ class PeftFineTuning:
             weight_decay=self._settings.weight_decay,
         )
         losses = []
-        for _ in range(self._settings.steps):
+        for _ in range(self._settings.steps if steps is None else min(steps, self._settings.steps)):
             optimizer.zero_grad()
             total = torch.zeros((), device=self._parameters[0].device)
             for ids, labels in self._batches:

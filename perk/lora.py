@@ -241,11 +241,11 @@ class AdaptedModel:
             numbers = self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN
         return numbers * self.base.dtype.itemsize
 
-    def start_merging(self, dtype: torch.dtype | None = None) -> MergedLayers:
+    def start_merging(self, dtype: torch.dtype) -> MergedLayers:
         """The upper layers for the first-order passes of one document, its adapter merged into a copy of the weights.
 
         Args:
-            dtype: type of their products; None: the base's.
+            dtype: type of their products.
 
         Raises:
             RuntimeError: `merged_bytes` is None.
@@ -255,7 +255,7 @@ class AdaptedModel:
         layers_name, layers = _decoder_layers(self.base.backbone)
         prefix = f"{self.base.model.base_model_prefix}.{layers_name}"
         paths = [f"{prefix}.{index}" for index in range(self.settings.first_layer, len(layers))]
-        return MergedLayers(self._upper_layers, paths, self.layout, self.settings.scale, dtype or self.base.dtype)
+        return MergedLayers(self._upper_layers, paths, self.layout, self.settings.scale, dtype)
 
     def merged_states(self, merged: MergedLayers, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
         """`upper_states` through merged layers; the backward pass adds to `gradient` ``[1, P]``."""

@@ -21,6 +21,7 @@ from perk.base_model import load_base_model
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.inner_loss import InnerLoss
 from perk.lora import AdaptedModel
+from perk.merged_layers import MergedLayers
 from perk.segment import Segment
 from perk.settings import InnerSettings, LoraSettings
 from perk.token_weights import TokenWeighting
@@ -284,6 +285,34 @@ def test_in_triton_kernels_a_step_has_the_gradient_that_it_has_in_torch(
 
     torch.testing.assert_close(loss_in_triton, loss)
     torch.testing.assert_close(in_triton, gradient)
+
+
+@pytest.mark.parametrize(
+    ("products", "expected"), [("float32", [torch.float32]), ("bfloat16", [torch.float32, torch.bfloat16])]
+)
+def test_only_the_first_steps_have_products_in_the_type_of_the_base(
+    products: str,
+    expected: list[torch.dtype],
+    make_model: Callable[..., PerkModel],
+    register: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PERK_PRODUCTS", products)
+    model = make_model(inner={"steps": 7})
+    started: list[tuple[int, torch.dtype]] = []
+    start_merging = AdaptedModel.start_merging
+
+    def start(adapted: AdaptedModel, dtype: torch.dtype) -> MergedLayers:
+        started.append((encoding.step, dtype))
+        return start_merging(adapted, dtype)
+
+    monkeypatch.setattr(AdaptedModel, "start_merging", start)
+    encoding = model.start_encoding([register])
+    (document,) = finish(encoding)
+
+    assert started == list(zip([0, 2], expected, strict=False))
+    assert document.adapter.dtype == torch.float32
+    assert document.loss_after < document.loss_before
 
 
 def test_an_encoding_that_is_done_says_so(make_model: Callable[..., PerkModel]) -> None:

@@ -89,7 +89,7 @@ def _merged_pass(folder: Path) -> tuple[torch.Tensor, Callable[[], torch.Tensor]
     """Adapters, and a pass under them through the last layer, into a buffer."""
     adapted = AdaptedModel(load_base_model(str(folder), device="cpu"), LoraSettings(rank=2, first_layer=3))
     theta = torch.zeros(1, adapted.layout.size)
-    merged = adapted.start_merging()
+    merged = adapted.start_merging(torch.float32)
     merged.merge(theta)
     theta.requires_grad_()
     states = adapted.lower_states(torch.tensor([ROWS[0]]))
@@ -108,7 +108,7 @@ def test_other_bases_have_no_merged_layers(tiny_gpt2: Path, tiny_llama: Path) ->
     gpt2 = AdaptedModel(load_base_model(str(tiny_gpt2), device="cpu"), lora)
     assert gpt2.merged_bytes is None
     with pytest.raises(RuntimeError, match="cannot be merged"):
-        gpt2.start_merging()
+        gpt2.start_merging(torch.float32)
     double = AdaptedModel(load_base_model(str(tiny_llama), device="cpu", dtype=torch.float64), lora)
     assert double.merged_bytes is None
 
