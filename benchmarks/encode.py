@@ -30,7 +30,6 @@ from benchmarks.flops import count_encoding_flops, measure_product_rate
 from benchmarks.peak_memory import PeakMemory
 from benchmarks.peft_fine_tuning import PeftFineTuning
 from benchmarks.result import print_result
-from kernels.product_dtype import product_dtype
 from perk.base_model import load_base_model
 from perk.batches import MicroBatch
 from perk.checkpoint import Checkpoint, new_checkpoint
@@ -92,7 +91,7 @@ def run(
     segments = model.split(text)
     batches = plan_batches(model, segments, memory_budget)
     merges = start_encoding(model, segments, inner, memory_budget).merges
-    products = product_dtype() if merges else model.base.dtype
+    products = model.adapted.product_dtype if merges else model.base.dtype
     first_steps = inner.model_copy(update={"steps": min(inner.steps, _UNTIMED_STEPS)})
     with PeakMemory() as peak:
         _encode(model, text, first_steps, memory_budget)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kernels.product_dtype import product_dtype
 from perk.gradient_graphs import GradientGraphs
 from perk.inner_loss import InnerLoss, PreparedBatch
 from perk.lora import AdaptedModel
@@ -197,8 +196,9 @@ class Encoding:
 
     def _products(self, step: int) -> torch.dtype:
         """Type of the large products of a step."""
+        adapted = self._inner_loss.adapted
         exact = step < math.ceil(self.steps / _EXACT_STEPS)
-        return self._inner_loss.adapted.base.dtype if exact else product_dtype()
+        return adapted.base.dtype if exact else adapted.product_dtype
 
     def _add_gradient(
         self, prepared: PreparedBatch, weights: Tensor, gradient: Tensor, merged: MergedLayers | None

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kernels import RowAdapters, lora_linear, multi_adapter
 from kernels.dispatch import is_differentiated, use_triton
+from kernels.product_dtype import product_dtype
 from perk.base_model import BaseModel
 from perk.errors import BaseModelError, InvalidInput
 from perk.merged_layers import FrozenLayers, MergedLayers, can_run
@@ -123,6 +124,9 @@ class AdaptedModel:
 
     The cut (decision 3 of the design) lets everything below be computed once a document: `lower` maps token ids to the
     input of the first adapted layer, `upper` maps that to the last hidden state. Both share the base's own modules.
+
+    Attributes:
+        product_dtype: type that large products may be in, and are fastest in, where `start_merging` can be used.
     """
 
     def __init__(self, base: BaseModel, settings: LoraSettings) -> None:
@@ -153,7 +157,9 @@ class AdaptedModel:
         self.upper = _cut(base.backbone, layers_name, layers[settings.first_layer :], upper=True)
         self._lower_layers: FrozenLayers | None = None
         self._upper_layers: FrozenLayers | None = None
+        self.product_dtype = base.dtype
         if can_run(base):
+            self.product_dtype = product_dtype()
             self._lower_layers = FrozenLayers(base, list(layers)[: settings.first_layer])
             self._upper_layers = FrozenLayers(base, list(layers)[settings.first_layer :])
 
