@@ -127,7 +127,11 @@ class Pass:
 
 
 class MergedLayers:
-    """The adapted layers with one document's adapter merged into a copy of their weights."""
+    """The adapted layers with one document's adapter merged into a copy of their weights.
+
+    Attributes:
+        dtype: type of that copy, and of the products with it.
+    """
 
     def __init__(
         self, frozen: FrozenLayers, paths: Sequence[str], layout: AdapterLayout, scale: float, dtype: torch.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,25 @@ def model(tiny_checkpoint: Path) -> PerkModel:
     return PerkModel.load(tiny_checkpoint, device="cpu")
 
 
-@pytest.mark.parametrize("tokens", [2, 7, 8, 9, 100, 513, 1024, 2000])
-@pytest.mark.parametrize("end", ["", "\n"])
-def test_a_document_has_exactly_the_tokens_asked_for(model: PerkModel, tokens: int, end: str) -> None:
+def _ending(model: PerkModel, end: str) -> PerkModel:
+    """The same model with segments that end in that."""
     segments = model.settings.segments.model_copy(update={"end": end})
     settings = model.settings.model_copy(update={"segments": segments})
-    model = PerkModel(model.base, replace(model.checkpoint, settings=settings), adapted=model.adapted)
+    return PerkModel(model.base, replace(model.checkpoint, settings=settings), adapted=model.adapted)
+
+
+@pytest.mark.parametrize(("tokens", "end"), [(1, ""), *product([2, 7, 8, 9, 100, 513, 1024, 2000], ["", "\n"])])
+def test_a_document_has_exactly_the_tokens_asked_for(model: PerkModel, tokens: int, end: str) -> None:
+    model = _ending(model, end)
     text = generate_document(model, tokens)
 
     assert model.start_encoding([text]).tokens == [tokens]
     assert text == generate_document(model, tokens)
+
+
+def test_a_document_of_an_end_alone_is_refused(model: PerkModel) -> None:
+    with pytest.raises(InvalidInput, match="tokens: got 1, expected a number that the tokeniser"):
+        generate_document(_ending(model, "\n"), 1)
 
 
 def test_a_document_without_tokens_is_refused(model: PerkModel) -> None:
