@@ -2,7 +2,10 @@
 
 A CPU with instructions for bfloat16 (AVX512-BF16 or AMX: AMD since Zen 4, Intel's servers since Cooper Lake) does at
 least twice as many operations a second in it, and sums them in float32. What is not a product stays in float32, and so
-do the adapters. ``PERK_PRODUCTS=float32`` or ``bfloat16`` decides for it.
+do the adapters. ``PERK_PRODUCTS=bfloat16`` asks for it, ``auto`` does so where the CPU has the instructions.
+
+It is not the default: oneDNN, which makes these products, keeps the code of the last 1,024 shapes, up to a gigabyte in
+all, and documents have ever new ones. With fewer (``ONEDNN_PRIMITIVE_CACHE_CAPACITY``) a step takes longer.
 """
 
 from __future__ import annotations
@@ -20,16 +23,16 @@ _INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
 def product_dtype() -> torch.dtype:
-    """bfloat16 where this CPU has instructions for it, else float32.
+    """float32, or what ``PERK_PRODUCTS`` says.
 
     Raises:
-        ValueError: ``PERK_PRODUCTS`` is set to something else than ``float32`` or ``bfloat16``.
+        ValueError: that is something else than ``float32``, ``bfloat16`` or ``auto``.
     """
-    choice = os.environ.get(_VARIABLE, "")
-    if choice == "":
+    choice = os.environ.get(_VARIABLE, "") or "float32"
+    if choice == "auto":
         return torch.bfloat16 if _has_instructions() else torch.float32
     if choice not in _CHOICES:
-        raise ValueError(f"{_VARIABLE}: {choice!r} is not one of {', '.join(_CHOICES)}")
+        raise ValueError(f"{_VARIABLE}: {choice!r} is not one of {', '.join(_CHOICES)}, auto")
     return _CHOICES[choice]
 
 

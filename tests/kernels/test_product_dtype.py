@@ -32,11 +32,13 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_it_is_bfloat16_where_there_are_instructions_for_it(
     capabilities: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PERK_PRODUCTS", "auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert product_dtype() == expected
 
 
 def test_a_torch_that_does_not_tell_multiplies_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERK_PRODUCTS", "auto")
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert product_dtype() == torch.float32
 
@@ -47,7 +49,11 @@ def test_the_variable_decides(name: str, expected: torch.dtype, monkeypatch: pyt
     assert product_dtype() == expected
 
 
+def test_unset_it_is_float32() -> None:
+    assert product_dtype() == torch.float32
+
+
 def test_another_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERK_PRODUCTS", "float16")
-    with pytest.raises(ValueError, match="PERK_PRODUCTS: 'float16' is not one of float32, bfloat16"):
+    with pytest.raises(ValueError, match="PERK_PRODUCTS: 'float16' is not one of float32, bfloat16, auto"):
         product_dtype()
