@@ -149,29 +149,39 @@ def _forward(problem: Problem, layer: DecoderLayer, *, keep: bool) -> tuple[Tens
     return output, state
 
 
+def _run(problem: Problem, layer: DecoderLayer, slope: Tensor) -> list[Tensor]:
+    """What `_differentiated` says, by the layer."""
+    output, state = _forward(problem, layer, keep=True)
+    named, buffers = _buffers(problem)
+    assert state is not None
+    to_states = layer.backward(slope.clone(), state, problem.rotation, buffers, _space(), last=None)
+    assert to_states is not None
+    return [output, to_states, *(buffer - 1 for pair in named.values() for buffer in pair)]
+
+
+def _differentiated(problem: Problem, slope: Tensor) -> list[Tensor]:
+    """Output of the formula, and its gradients along the states and all that is learned."""
+    leaves = [problem.states, *problem.learned]
+    for tensor in leaves:
+        tensor.requires_grad_()
+    output = problem.formula()
+    return [output.detach(), *torch.autograd.grad(output, leaves, slope.to(output.dtype))]
+
+
+def _slope(problem: Problem) -> Tensor:
+    return torch.randn(problem.states.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("adapted", [tuple(SHAPES), ("q", "v"), ("up",), ("o", "down")])
 def test_output_and_gradients_are_those_of_the_formula(adapted: tuple[str, ...], biased: bool) -> None:
     problem = Problem.random(adapted, biased=biased)
     untouched = problem.states.clone()
-    layer = problem.layer(merged=True)
-    output, state = _forward(problem, layer, keep=True)
-    slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    named, buffers = _buffers(problem)
-    assert state is not None
-    given = slope.clone()
-    to_states = layer.backward(given, state, problem.rotation, buffers, _space(), last=None)
+    slope = _slope(problem)
+    found = _run(problem, problem.layer(merged=True), slope)
 
     assert problem.states.equal(untouched)
-    learned = [problem.states, *problem.learned]
-    for tensor in learned:
-        tensor.requires_grad_()
-    expected_output = problem.formula()
-    expected = torch.autograd.grad(expected_output, learned, slope)
-    torch.testing.assert_close(output, expected_output)
-    torch.testing.assert_close(to_states, expected[0])
-    found = [buffer - 1 for pair in named.values() for buffer in pair]
-    for one, other in zip(found, expected[1:], strict=True):
+    for one, other in zip(found, _differentiated(problem, slope), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -203,14 +213,8 @@ def test_without_adapters_it_is_the_frozen_layer() -> None:
 def test_narrow_products_are_nearer_to_the_formula_than_a_narrow_layer(biased: bool) -> None:
     exact = Problem.random(tuple(SHAPES), biased=biased)
     problem = exact.to(torch.float32)
-    layer = problem.layer(merged=True, products=torch.bfloat16)
-    output, state = _forward(problem, layer, keep=True)
-    slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    named, buffers = _buffers(problem)
-    assert state is not None
-    to_states = layer.backward(slope.clone(), state, problem.rotation, buffers, _space(), last=None)
-    assert to_states is not None
-    found = [output, to_states, *(buffer - 1 for pair in named.values() for buffer in pair)]
+    slope = _slope(exact)
+    found = _run(problem, problem.layer(merged=True, products=torch.bfloat16), slope.float())
 
     expected, narrow = (
         [tensor.double() for tensor in _differentiated(p, slope)] for p in (exact, exact.to(torch.bfloat16))
@@ -222,15 +226,6 @@ def test_narrow_products_are_nearer_to_the_formula_than_a_narrow_layer(biased: b
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
-
-
-def _differentiated(problem: Problem, slope: Tensor) -> list[Tensor]:
-    """Output of the formula, and its gradients along the states and all that is learned."""
-    leaves = [problem.states, *problem.learned]
-    for tensor in leaves:
-        tensor.requires_grad_()
-    output = problem.formula()
-    return [output.detach(), *torch.autograd.grad(output, leaves, slope.to(output.dtype))]
 
 
 def test_narrow_products_without_adapters_are_near_the_frozen_layer() -> None:

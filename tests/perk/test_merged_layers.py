@@ -24,24 +24,28 @@ LORAS = [
 ]
 
 
-@pytest.mark.parametrize("base", ["tiny_llama", "tiny_qwen2"])
-@pytest.mark.parametrize("lora", LORAS)
-def test_loss_and_gradient_are_those_of_the_modules(
-    base: str, lora: LoraSettings, request: pytest.FixtureRequest
-) -> None:
-    folder = request.getfixturevalue(base)
+@pytest.fixture(params=["tiny_llama", "tiny_qwen2"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """Of a tiny base whose layers can be merged."""
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=LORAS)
+def lora(request: pytest.FixtureRequest) -> LoraSettings:
+    """Adapters on different layers and maps."""
+    settings: LoraSettings = request.param
+    return settings
+
+
+def test_loss_and_gradient_are_those_of_the_modules(folder: Path, lora: LoraSettings) -> None:
     loss, gradient = _differentiated(folder, lora, torch.float32, merged=torch.float32)
     expected_loss, expected = _differentiated(folder, lora, torch.float32, merged=None)
     torch.testing.assert_close(loss, expected_loss)
     assert (gradient - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize("base", ["tiny_llama", "tiny_qwen2"])
-@pytest.mark.parametrize("lora", LORAS)
-def test_products_in_bfloat16_are_nearer_than_modules_in_bfloat16(
-    base: str, lora: LoraSettings, request: pytest.FixtureRequest
-) -> None:
-    folder = request.getfixturevalue(base)
+def test_products_in_bfloat16_are_nearer_than_modules_in_bfloat16(folder: Path, lora: LoraSettings) -> None:
     # Larger ones make a gradient that any rounding changes beyond recognition.
     loss, gradient = _differentiated(folder, lora, torch.float32, merged=torch.bfloat16, spread=0.05)
     _, narrow = _differentiated(folder, lora, torch.bfloat16, merged=None, spread=0.05)
