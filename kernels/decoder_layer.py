@@ -7,6 +7,8 @@ buffers written in place and used again, and an eighth of the numbers kept for t
 
 Products may be of a narrower type than the rest (`kernels.product_dtype`): what goes into one is cast to it, and what
 comes out is cast back, but for what goes from one into the next with a single operation between, which stays narrow.
+States may have more rows than there are tokens, so that products of different micro-batches have the same shape: such
+rows take part in everything but attention, and their gradients are zeros where that of the output is.
 
 Numbers kept a token: 4·H + 2·(heads + key-value heads)·head + 3·I.
 """
@@ -35,10 +37,22 @@ _Projections = FrozenProjections | MergedProjections
 
 @dataclass(frozen=True)
 class Rotation:
-    """Rotary position embedding of T positions: cosines and sines of half a head's angles, ``[T, 1, head / 2]``."""
+    """Rotary position embedding of S sequences of T tokens: cosines and sines of half a head's angles.
+
+    Attributes:
+        cos: ``[T, 1, head / 2]``.
+        sin: the same shape.
+        sequences: S.
+    """
 
     cos: Tensor
     sin: Tensor
+    sequences: int
+
+    @property
+    def tokens(self) -> int:
+        """S·T."""
+        return self.sequences * self.cos.shape[0]
 
     def apply(self, pairs: Tensor, into: Tensor, *, backward: bool = False) -> Tensor:
         """Rotate ``[S, T, heads, head]``, or back, as the gradient is; writes to `into`."""
@@ -130,9 +144,9 @@ class DecoderLayer:
         """Run the layer without autograd.
 
         Args:
-            states: input of S sequences of T tokens, ``[S·T, H]``; stays as it is.
-            rotation: of T positions.
-            into: where the output ``[S·T, H]`` goes.
+            states: input of S sequences of T tokens, ``[N, H]``, N at least S·T; stays as it is.
+            rotation: of these tokens.
+            into: where the output ``[N, H]`` goes.
             scratch: for what is not needed afterwards.
             kept: for what `backward` needs; None: nothing is kept for it.
 
@@ -141,20 +155,19 @@ class DecoderLayer:
         """
         qkv, out, gate_up, down = self.projections
         space = scratch if kept is None else kept
-        tokens = states.shape[0]
-        wide = states.dtype
+        rows, wide = states.shape[0], states.dtype
         first = Normal.of(states, self.norms[0], self.epsilon, qkv.dtype, space, scratch)
-        joint = qkv.forward(first.values, scratch.take(tokens, qkv.width, dtype=qkv.dtype))
+        joint = qkv.forward(first.values, scratch.take(rows, qkv.width, dtype=qkv.dtype))
         heads = self._split_heads(scratch.cast(joint, wide), rotation, space)
         # A small graph of its own: attention's derivative is torch's.
         for tensor in heads:
             tensor.requires_grad_(kept is not None)
         with torch.set_grad_enabled(kept is not None):
             attended = functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
-        joined = scratch.cast(_join_heads(attended.detach()), out.dtype)
+        joined = scratch.cast(_join_heads(attended.detach()), out.dtype, rows=rows)
         middle = out.forward_add(joined, states, space.take(*states.shape, dtype=wide), scratch)
         second = Normal.of(middle, self.norms[1], self.epsilon, gate_up.dtype, space, scratch)
-        both = gate_up.forward(second.values, scratch.take(tokens, gate_up.width, dtype=gate_up.dtype))
+        both = gate_up.forward(second.values, scratch.take(rows, gate_up.width, dtype=gate_up.dtype))
         gate, up = scratch.cast(both, wide).chunk(2, dim=1)
         if kept is None:
             product = scratch.cast(functional.silu(gate, inplace=True).mul_(up), down.dtype)
@@ -177,15 +190,15 @@ class DecoderLayer:
         """Go back through the layer.
 
         Args:
-            slope: gradient of the output, ``[S·T, H]``; overwritten.
+            slope: gradient of the output, ``[N, H]``, zeros in rows beyond S·T; overwritten.
             state: of the forward pass.
-            rotation: of T positions.
+            rotation: of the tokens.
             gradients: buffers that those of the adapters are added to.
             scratch: for what is not needed afterwards.
             last: group of `LAYER_MAPS` whose input depends on no adapter, so that the gradient ends there; or None.
 
         Returns:
-            Gradient of the input, ``[S·T, H]``; None with `last`.
+            Gradient of the input, ``[N, H]``; None with `last`.
         """
         qkv, out, gate_up, down = self.projections
         assert isinstance(qkv, MergedProjections)
@@ -194,15 +207,15 @@ class DecoderLayer:
         assert isinstance(down, MergedProjections)
 
         first, second = state.normals
-        tokens, wide = slope.shape[0], slope.dtype
+        rows, wide = slope.shape[0], slope.dtype
 
         d_down = scratch.cast(slope, down.dtype)
         down.backward(d_down, state.product, gradients[3], scratch)
         if last == 3:
             return None
         width = state.product.shape[1]
-        d_product = down.backward_input(d_down, scratch.take(tokens, width, dtype=down.dtype))
-        d_both = scratch.take(tokens, 2 * width, dtype=gate_up.dtype)
+        d_product = down.backward_input(d_down, scratch.take(rows, width, dtype=down.dtype))
+        d_both = scratch.take(rows, 2 * width, dtype=gate_up.dtype)
         torch.mul(d_product, state.slopes[0], out=d_both[:, :width])
         torch.mul(d_product, state.slopes[1], out=d_both[:, width:])
         gate_up.backward(d_both, second.values, gradients[2], scratch)
@@ -212,14 +225,14 @@ class DecoderLayer:
         second.add_slope(slope, scratch.cast(d_normal, wide), state.middle, self.norms[1])
 
         d_out = scratch.cast(slope, out.dtype)
-        joined = scratch.cast(_join_heads(state.attended.detach()), out.dtype)
+        joined = scratch.cast(_join_heads(state.attended.detach()), out.dtype, rows=rows)
         out.backward(d_out, joined, gradients[1], scratch)
         if last == 1:
             return None
         d_joined = scratch.cast(out.backward_input(d_out, scratch.take(*joined.shape, dtype=out.dtype)), wide)
-        d_attended = d_joined.view_as(state.attended.transpose(1, 2)).transpose(1, 2)
+        d_attended = d_joined[: rotation.tokens].view_as(state.attended.transpose(1, 2)).transpose(1, 2)
         d_heads = torch.autograd.grad(state.attended, state.heads, d_attended)
-        d_qkv = scratch.cast(self._join_slopes(d_heads, rotation, scratch), qkv.dtype)
+        d_qkv = scratch.cast(self._join_slopes(d_heads, rotation, scratch), qkv.dtype, rows=rows)
         qkv.backward(d_qkv, first.values, gradients[0], scratch)
         if last == 0:
             return None
@@ -229,10 +242,9 @@ class DecoderLayer:
 
     def _split_heads(self, qkv: Tensor, rotation: Rotation, space: Workspace) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, ``[S, heads, T, head]``."""
-        length = rotation.cos.shape[0]
-        every = qkv.view(-1, length, self.heads + 2 * self.key_value_heads, self.head)
-        turned = self.heads + self.key_value_heads
-        sequences = every.shape[0]
+        sequences, turned = rotation.sequences, self.heads + self.key_value_heads
+        every = qkv[: rotation.tokens].view(sequences, -1, turned + self.key_value_heads, self.head)
+        length = every.shape[1]
         place = space.take(sequences, length, turned, self.head, dtype=qkv.dtype)
         rotated = rotation.apply(every[:, :, :turned], place)
         queries, keys = rotated.split((self.heads, self.key_value_heads), dim=2)

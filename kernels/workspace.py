@@ -40,9 +40,18 @@ class Workspace:
         self._slabs.append(torch.empty(max(size, _SLAB_BYTES), dtype=torch.uint8))
         return self.take(*shape, dtype=dtype)
 
-    def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """The tensor itself where it is of that type, else a copy."""
-        return tensor if tensor.dtype == dtype else self.take(*tensor.shape, dtype=dtype).copy_(tensor)
+    def cast(self, tensor: Tensor, dtype: torch.dtype, *, rows: int | None = None) -> Tensor:
+        """The tensor itself where it is of that type and has so many rows (default: its own), else a `copy`."""
+        rows = tensor.shape[0] if rows is None else rows
+        return tensor if (tensor.dtype, tensor.shape[0]) == (dtype, rows) else self.copy(tensor, dtype, rows=rows)
+
+    def copy(self, tensor: Tensor, dtype: torch.dtype, *, rows: int) -> Tensor:
+        """The same numbers in that type, and rows of zeros after them."""
+        length = tensor.shape[0]
+        copy = self.take(rows, *tensor.shape[1:], dtype=dtype)
+        copy[:length].copy_(tensor)
+        copy[length:].zero_()
+        return copy
 
     def reset(self) -> None:
         """Begin again from the start: whatever was taken will be overwritten."""

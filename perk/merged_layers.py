@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerGradients, LayerState, Rotation
 from kernels.dispatch import use_triton
 from kernels.merged_projections import FrozenProjections, MergedProjections
+from kernels.product_dtype import padded_rows
 from kernels.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class FrozenLayers:
         """Of the positions of states ``[S, T, H]``."""
         cos, sin = self._rotary(states, position_ids=torch.arange(states.shape[1])[None])
         half = cos.shape[-1] // 2
-        return Rotation(cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
+        return Rotation(cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous(), states.shape[0])
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,11 @@ class Pass:
 
     Attributes:
         number: of the pass, from 1.
-        last: output of the last layer, ``[S, T, H]``.
         kept: what each layer kept for the way back.
         rotation: of the positions.
     """
 
     number: int
-    last: Tensor
     kept: list[LayerState]
     rotation: Rotation
 
@@ -188,13 +187,15 @@ class MergedLayers:
         last: Tensor = _Run.apply(theta, states, self, gradient)  # type: ignore[no-untyped-call]
         return last
 
-    def forward(self, states: Tensor) -> Pass:
+    def forward(self, states: Tensor) -> tuple[Tensor, Pass]:
         """`run` without autograd, and what `backward` needs."""
         spaces = self._spaces
         spaces.passes += 1
         spaces.kept.reset()
         rotation = self._frozen.rotation(states)
         flat = states.reshape(-1, states.shape[-1])
+        # Products of ever new shapes would each have code of their own.
+        flat = spaces.kept.cast(flat, flat.dtype, rows=padded_rows(rotation.tokens, self.dtype))
         kept = []
         for layer in self._layers:
             into = spaces.kept.take(*flat.shape, dtype=flat.dtype)
@@ -204,7 +205,7 @@ class MergedLayers:
             kept.append(state)
             flat = into
         # Under a version counter of its own, as the workspace is written to before autograd comes back to it.
-        return Pass(spaces.passes, flat.view_as(states).data, kept, rotation)
+        return flat[: rotation.tokens].view_as(states).data, Pass(spaces.passes, kept, rotation)
 
     def backward(self, slope: Tensor, made: Pass, gradient: Tensor) -> None:
         """Add the adapter's gradient, given that of the output ``[S, T, H]``.
@@ -215,8 +216,8 @@ class MergedLayers:
         spaces = self._spaces
         if made.number != spaces.passes:
             raise RuntimeError("gradient: another pass through these layers has begun since, and overwrote this one")
-        own = spaces.kept.take(*slope.shape, dtype=slope.dtype).copy_(slope)
-        flat: Tensor | None = own.view(-1, slope.shape[-1])
+        own = slope.reshape(-1, slope.shape[-1])
+        flat: Tensor | None = spaces.kept.copy(own, own.dtype, rows=padded_rows(made.rotation.tokens, self.dtype))
         gradients = list(self._group(gradient))
         for index in reversed(range(len(self._layers))):
             assert flat is not None
@@ -237,8 +238,10 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, states: Tensor, layers: MergedLayers, gradient: Tensor) -> Tensor:
-        ctx.made, ctx.layers, ctx.gradient = layers.forward(states), layers, gradient
-        last: Tensor = ctx.made.last
+        # The output is no attribute of the context: it refers to it, and only a garbage collector would free such a
+        # circle, with all the weights in it.
+        last, ctx.made = layers.forward(states)
+        ctx.layers, ctx.gradient = layers, gradient
         return last
 
     @staticmethod

@@ -62,7 +62,7 @@ class Problem:
 
     @property
     def rotation(self) -> Rotation:
-        return Rotation(self.angles.cos()[:, None], self.angles.sin()[:, None])
+        return Rotation(self.angles.cos()[:, None], self.angles.sin()[:, None], SEQUENCES)
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same numbers in another type, rounded to it."""
@@ -199,6 +199,20 @@ def test_the_gradient_may_end_at_the_first_adapter(adapted: tuple[str, ...], las
         gradients.append([buffer for pair in named.values() for buffer in pair])
     for one, other in zip(*gradients, strict=True):
         assert one.equal(other)
+
+
+@pytest.mark.parametrize("products", [torch.float64, torch.float32])
+def test_rows_that_are_no_tokens_change_nothing(products: torch.dtype) -> None:
+    problem = Problem.random(tuple(SHAPES), biased=True)
+    layer, slope, tokens = problem.layer(merged=True, products=products), _slope(problem), len(problem.states)
+    expected = _run(problem, layer, slope)
+    problem.states, slope = (functional.pad(tensor, (0, 0, 0, 3)) for tensor in (problem.states, slope))
+    output, to_states, *gradients = _run(problem, layer, slope)
+
+    assert (to_states[tokens:] == 0).all()
+    assert output.isfinite().all()
+    for one, other in zip([output[:tokens], to_states[:tokens], *gradients], expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_without_adapters_it_is_the_frozen_layer() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import product_dtype as module
-from kernels.product_dtype import product_dtype
+from kernels.product_dtype import padded_rows, product_dtype
 
 
 @pytest.fixture(autouse=True)
@@ -29,16 +29,17 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ({}, torch.float32),
     ],
 )
+@pytest.mark.parametrize("variable", [None, "", "auto"])
 def test_it_is_bfloat16_where_there_are_instructions_for_it(
-    capabilities: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    variable: str | None, capabilities: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PERK_PRODUCTS", "auto")
+    if variable is not None:
+        monkeypatch.setenv("PERK_PRODUCTS", variable)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert product_dtype() == expected
 
 
 def test_a_torch_that_does_not_tell_multiplies_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERK_PRODUCTS", "auto")
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert product_dtype() == torch.float32
 
@@ -49,8 +50,10 @@ def test_the_variable_decides(name: str, expected: torch.dtype, monkeypatch: pyt
     assert product_dtype() == expected
 
 
-def test_unset_it_is_float32() -> None:
-    assert product_dtype() == torch.float32
+@pytest.mark.parametrize(("rows", "filled"), [(0, 0), (1, 64), (64, 64), (65, 128), (1000, 1024)])
+def test_products_in_bfloat16_have_few_shapes(rows: int, filled: int) -> None:
+    assert padded_rows(rows, torch.bfloat16) == filled
+    assert padded_rows(rows, torch.float32) == rows
 
 
 def test_another_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

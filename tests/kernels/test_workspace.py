@@ -45,3 +45,15 @@ def test_only_another_type_is_copied(space: Workspace) -> None:
     assert narrow.equal(tensor.bfloat16())
     space.reset()
     assert space.take(1, dtype=torch.float32).data_ptr() == narrow.data_ptr()
+
+
+def test_a_copy_may_have_rows_of_zeros_after_its_own(space: Workspace) -> None:
+    space.take(100, dtype=torch.float64).fill_(torch.nan)
+    space.reset()
+    tensor = torch.randn(3, 4)
+    assert space.cast(tensor, torch.float32, rows=3) is tensor
+    longer = space.cast(tensor, torch.bfloat16, rows=5)
+    assert longer.equal(torch.cat([tensor.bfloat16(), torch.zeros(2, 4, dtype=torch.bfloat16)]))
+    same = space.copy(tensor, torch.float32, rows=3)
+    assert same.equal(tensor)
+    assert same.data_ptr() != tensor.data_ptr()

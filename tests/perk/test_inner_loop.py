@@ -5,7 +5,9 @@ In float64 on the tiny GPT-2, whose layer norm keeps that precision, with weight
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,6 +315,32 @@ def test_only_the_first_steps_have_products_in_the_type_of_the_base(
     assert started == list(zip([0, 2], expected, strict=False))
     assert document.adapter.dtype == torch.float32
     assert document.loss_after < document.loss_before
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_merged_weights_do_not_wait_for_the_garbage_collector(
+    products: str, make_model: Callable[..., PerkModel], register: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERK_PRODUCTS", products)
+    model = make_model(inner={"steps": 7})
+    made: list[weakref.ref[MergedLayers]] = []
+    start_merging = AdaptedModel.start_merging
+
+    def start(adapted: AdaptedModel, dtype: torch.dtype) -> MergedLayers:
+        assert all(layers() is None for layers in made), "one copy at a time"
+        merged = start_merging(adapted, dtype)
+        made.append(weakref.ref(merged))
+        return merged
+
+    monkeypatch.setattr(AdaptedModel, "start_merging", start)
+    gc.collect()
+    gc.disable()
+    try:
+        model.encode(register)
+        assert made
+        assert all(layers() is None for layers in made)
+    finally:
+        gc.enable()
 
 
 def test_an_encoding_that_is_done_says_so(make_model: Callable[..., PerkModel]) -> None:
