@@ -302,19 +302,25 @@ def test_only_the_first_steps_have_products_in_the_type_of_the_base(
     monkeypatch.setenv("PERK_PRODUCTS", products)
     model = make_model(inner={"steps": 7})
     started: list[tuple[int, torch.dtype]] = []
-    start_merging = AdaptedModel.start_merging
-
-    def start(adapted: AdaptedModel, dtype: torch.dtype) -> MergedLayers:
-        started.append((encoding.step, dtype))
-        return start_merging(adapted, dtype)
-
-    monkeypatch.setattr(AdaptedModel, "start_merging", start)
+    _watch_merging(monkeypatch, lambda merged: started.append((encoding.step, merged.dtype)))
     encoding = model.start_encoding([register])
     (document,) = finish(encoding)
 
     assert started == list(zip([0, 2], expected, strict=False))
     assert document.adapter.dtype == torch.float32
     assert document.loss_after < document.loss_before
+
+
+def _watch_merging(monkeypatch: pytest.MonkeyPatch, note: Callable[[MergedLayers], None]) -> None:
+    """Call that with the layers of every copy of the weights that an encoding makes."""
+    start_merging = AdaptedModel.start_merging
+
+    def start(adapted: AdaptedModel, dtype: torch.dtype) -> MergedLayers:
+        merged = start_merging(adapted, dtype)
+        note(merged)
+        return merged
+
+    monkeypatch.setattr(AdaptedModel, "start_merging", start)
 
 
 @pytest.mark.parametrize("products", ["float32", "bfloat16"])
@@ -324,15 +330,12 @@ def test_merged_weights_do_not_wait_for_the_garbage_collector(
     monkeypatch.setenv("PERK_PRODUCTS", products)
     model = make_model(inner={"steps": 7})
     made: list[weakref.ref[MergedLayers]] = []
-    start_merging = AdaptedModel.start_merging
 
-    def start(adapted: AdaptedModel, dtype: torch.dtype) -> MergedLayers:
+    def note(merged: MergedLayers) -> None:
         assert all(layers() is None for layers in made), "one copy at a time"
-        merged = start_merging(adapted, dtype)
         made.append(weakref.ref(merged))
-        return merged
 
-    monkeypatch.setattr(AdaptedModel, "start_merging", start)
+    _watch_merging(monkeypatch, note)
     gc.collect()
     gc.disable()
     try:
