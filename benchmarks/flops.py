@@ -1,7 +1,8 @@
 """Floating-point operations: those that an encoding needs, and those that this machine does in a second.
 
 An [m, k] by [k, n] matrix product is 2·m·k·n operations. Only matrix products and attention count; norms, activations,
-softmax and the update rule do not, though they take time. Padding counts: it is computed.
+softmax and the update rule do not, though they take time. Padding counts: it is computed. Rows that fill a micro-batch
+up for products in bfloat16 (`kernels.product_dtype`) do not: only the library that makes the products asks for them.
 
 For M tokens in R rows of length T, a layer with frozen weights of E elements in all, and adapters of rank r:
     frozen forward        2·M·E
