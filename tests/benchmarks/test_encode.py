@@ -15,6 +15,8 @@ from perk.inner_loop import Encoding
 from perk.perk_model import PerkModel
 from perk.settings import InnerSettings
 
+pytestmark = pytest.mark.usefixtures("float32_products")
+
 _EXTRA = {"full_vocabulary_seconds", "gflops"}
 _CONTRACT = {"tokens", "encode_seconds", "peft_seconds", "ratio", "gemm_fraction", "peak_mb"}
 
@@ -22,12 +24,6 @@ _CONTRACT = {"tokens", "encode_seconds", "peft_seconds", "ratio", "gemm_fraction
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> PerkModel:
     return PerkModel.load(tiny_checkpoint, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine is faster in."""
-    monkeypatch.setenv("PERK_PRODUCTS", "float32")
 
 
 def _finish(encoding: Encoding) -> Encoding:

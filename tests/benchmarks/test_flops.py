@@ -16,17 +16,13 @@ from perk.lora import AdaptedModel
 from perk.perk_model import PerkModel
 from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings
 
+pytestmark = pytest.mark.usefixtures("float32_products")
+
 _TEXT = (
     "Student <3109998>, Name: Ada Young, Year: Senior, School: School of Engineering, Major: Physics, Grade: 72\n"
     "It is a truth universally acknowledged, that a single man in possession of a good fortune must want a wife.\n"
     "Mary went to the kitchen. John moved to the garden. Sandra travelled back to the office."
 )
-
-
-@pytest.fixture(autouse=True)
-def _float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16 micro-batches are filled up, and that is not counted."""
-    monkeypatch.setenv("PERK_PRODUCTS", "float32")
 
 
 def _in_place_product(_buffer: list[int], left: list[int], right: list[int], **_others: object) -> int:
