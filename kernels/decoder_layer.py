@@ -40,7 +40,7 @@ class Rotation:
     """Rotary position embedding of S sequences of T tokens: cosines and sines of half a head's angles.
 
     Attributes:
-        cos: ``[T, 1, head / 2]``.
+        cos: ``[T, 1, head / 2]``, or ``[S, T, 1, head / 2]`` where each sequence is at positions of its own.
         sin: the same shape.
         sequences: S.
     """
@@ -52,7 +52,7 @@ class Rotation:
     @property
     def tokens(self) -> int:
         """S·T."""
-        return self.sequences * self.cos.shape[0]
+        return self.sequences * self.cos.shape[-3]
 
     def apply(self, pairs: Tensor, into: Tensor, *, backward: bool = False) -> Tensor:
         """Rotate ``[S, T, heads, head]``, or back, as the gradient is; writes to `into`."""

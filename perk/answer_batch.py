@@ -13,7 +13,7 @@ from perk.answer_row import AnswerDelta, AnswerRow
 from perk.errors import InvalidInput
 from perk.lora import AdaptedModel
 from perk.reader import Reader
-from perk.row_cache import RowCaches, row_attention
+from perk.row_cache import RowCaches
 from perk.settings import TemplateSettings
 from perk.token_track import TokenTrack
 
@@ -108,20 +108,10 @@ class AnswerBatch:
             tracks: R of them, that all read equally many tokens and have equally long drafts.
             adapters: theirs; None: none of them has one.
         """
-        base = self._adapted.base
-        ids = torch.tensor([track.unread for track in tracks], device=base.device)
+        ids = torch.tensor([track.unread for track in tracks], device=self._adapted.base.device)
         caches = RowCaches([track.cache for track in tracks])
-        starts = torch.tensor([[track.cache.length] for track in tracks], device=base.device)
         adapted = [track.adapter is not None for track in tracks]
-        with self._adapted.decoding(), self._adapted.bind_rows(adapters, adapted), row_attention(base):
-            states = base.backbone(
-                input_ids=ids,
-                position_ids=starts + torch.arange(ids.shape[1], device=base.device),
-                past_key_values=caches,
-                use_cache=True,
-            ).last_hidden_state
-            caches.grow(ids.shape[1])
-            return self._adapted.logits(states[:, -1 - len(tracks[0].draft) :])
+        return self._adapted.decode(ids, caches, adapters, adapted, last=1 + len(tracks[0].draft))
 
     def _place_adapter(self, place: int) -> None:
         """Copy a row's adapter to its place, if another one stands there."""

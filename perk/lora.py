@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -23,9 +20,11 @@ from perk.base_model import BaseModel
 from perk.errors import BaseModelError, InvalidInput
 from perk.merged_layers import FrozenLayers, MergedLayers, can_run
 from perk.packed_linear import PackedLinear, can_pack
+from perk.row_cache import RowCaches, row_attention
+from perk.row_layers import RowLayers
 from perk.settings import LoraSettings
 
-__all__ = ["AdaptedModel", "AdapterLayout", "LoraLinear", "export_peft"]
+__all__ = ["AdaptedModel", "AdapterLayout", "LoraLinear"]
 
 # Values of ``model_type`` in a base's configuration.
 _FAMILIES = ("gpt2", "llama", "qwen2")
@@ -127,21 +126,21 @@ class AdaptedModel:
 
     Attributes:
         product_dtype: type that large products may be in, and are fastest in, where `start_merging` can be used.
+        layers_name: of the base's list of decoder layers.
+        layer_count: how many there are.
     """
 
     def __init__(self, base: BaseModel, settings: LoraSettings) -> None:
         self.base = base
         self.settings = settings
         _require_supported(base)
-        layers_name, layers = _decoder_layers(base.backbone)
-        self._all_layers = layers
-        self._head: PackedLinear | None = None
-        self._packed: list[PackedLinear] = []
+        self.layers_name, layers = _decoder_layers(base.backbone)
+        self.layer_count = len(layers)
         if settings.first_layer >= len(layers):
             raise InvalidInput(
                 "lora.first_layer", str(settings.first_layer), f"less than the base's {len(layers)} layers"
             )
-        self._linears, self._all_linears = _attach(base, layers, layers_name, settings)
+        self._linears, self._all_linears = _attach(base, layers, self.layers_name, settings)
         self.layout = AdapterLayout(
             modules=tuple(self._linears),
             shapes=tuple(
@@ -153,8 +152,12 @@ class AdaptedModel:
                 )
             ),
         )
-        self.lower = _cut(base.backbone, layers_name, layers[: settings.first_layer], upper=False)
-        self.upper = _cut(base.backbone, layers_name, layers[settings.first_layer :], upper=True)
+        self.lower = _cut(base.backbone, self.layers_name, layers[: settings.first_layer], upper=False)
+        self.upper = _cut(base.backbone, self.layers_name, layers[settings.first_layer :], upper=True)
+        # For decoding on a CPU, laid out when first used: the head, and either all layers or their linear modules.
+        self._head: PackedLinear | None = None
+        self._row_layers: RowLayers | None = None
+        self._packed: list[PackedLinear] = []
         self._lower_layers: FrozenLayers | None = None
         self._upper_layers: FrozenLayers | None = None
         self.product_dtype = base.dtype
@@ -182,9 +185,64 @@ class AdaptedModel:
             for linear in linears:
                 linear.adapter = linear.gradients = None
 
+    def decode(
+        self, ids: Tensor, caches: RowCaches, theta: Tensor | None, adapted: Sequence[bool], *, last: int
+    ) -> Tensor:
+        """Logits of what follows the last tokens of R rows, each under its own adapter; under `torch.inference_mode`.
+
+        The first call on a CPU lays out all weights for few rows, where `can_pack` says that is possible: it takes a
+        moment, and as much memory as they do.
+
+        Args:
+            ids: T tokens of each row, ``[R, T]``.
+            caches: what the rows read before; these tokens are added.
+            theta: adapters, ``[R, P]``; None: no row has one.
+            adapted: which rows have one; those of the others are zeros.
+            last: after how many of the T tokens.
+
+        Returns:
+            ``[R, last, V]``.
+        """
+        self._lay_out()
+        positions = caches.next_positions(ids.shape[1], ids.device)
+        if self._row_layers is not None and not use_triton(self.base.head):
+            states = self._last_norm(self._row_layers.run(ids, caches, positions, theta)[:, -last:])
+        else:
+            with self._packed_modules(), self._bind_rows(theta, adapted), row_attention(self.base):
+                run = self.base.backbone(input_ids=ids, position_ids=positions, past_key_values=caches, use_cache=True)
+            states = run.last_hidden_state[:, -last:]
+        caches.grow(ids.shape[1])
+        return states @ self.base.head.T if self._head is None else self._head(states)
+
+    def _lay_out(self) -> None:
+        if self._head is not None or not can_pack(self.base.head):
+            return
+        self._head = PackedLinear(self.base.head, None)
+        if self._lower_layers is None or self._upper_layers is None:
+            self._packed = [PackedLinear(linear.weight, linear.frozen.bias) for linear in self._all_linears]
+            return
+        layers = [*self._lower_layers.layers, *self._upper_layers.layers]
+        self._row_layers = RowLayers(self.base, layers, self._paths(0), self.layout, self.settings.scale)
+
     @contextmanager
-    def bind_rows(self, theta: Tensor | None, adapted: Sequence[bool]) -> Iterator[None]:
-        """Use adapters ``[R, P]`` (or none), one a row, in forward passes that decode R rows.
+    def _packed_modules(self) -> Iterator[None]:
+        """Use what `_lay_out` made of the linear modules, if it did, in forward passes inside the block."""
+        for linear, packed in zip(self._all_linears, self._packed, strict=False):
+            linear.packed = packed
+        try:
+            yield
+        finally:
+            for linear in self._all_linears:
+                linear.packed = None
+
+    def _paths(self, first: int) -> list[str]:
+        """Where the layers from that one on are in the model."""
+        prefix = f"{self.base.model.base_model_prefix}.{self.layers_name}"
+        return [f"{prefix}.{index}" for index in range(first, self.layer_count)]
+
+    @contextmanager
+    def _bind_rows(self, theta: Tensor | None, adapted: Sequence[bool]) -> Iterator[None]:
+        """Use adapters ``[R, P]`` (or none), one a row, in forward passes of the modules that decode R rows.
 
         In Triton a row that is not `adapted` has rank 0 and costs nothing; else its adapter must be zeros.
         """
@@ -207,28 +265,6 @@ class AdaptedModel:
             for linear in self._linears.values():
                 linear.rows = None
 
-    @contextmanager
-    def decoding(self) -> Iterator[None]:
-        """Use products made for few rows in every forward pass inside the block, where `can_pack` says they exist.
-
-        The first use lays out all weights, which takes a moment and as much memory as they do.
-        """
-        packs = can_pack(self.base.head)
-        if packs and self._head is None:
-            self._head = PackedLinear(self.base.head, None)
-            self._packed = [PackedLinear(linear.weight, linear.frozen.bias) for linear in self._all_linears]
-        for linear, packed in zip(self._all_linears, self._packed, strict=packs):
-            linear.packed = packed
-        try:
-            yield
-        finally:
-            for linear in self._all_linears:
-                linear.packed = None
-
-    def logits(self, states: Tensor) -> Tensor:
-        """Logits ``[R, V]`` of last hidden states ``[R, H]``, when decoding."""
-        return states @ self.base.head.T if self._head is None else self._head(states)
-
     @property
     def merged_bytes(self) -> int | None:
         """Bytes of the weights that `start_merging` reserves; None where it cannot be used."""
@@ -243,7 +279,7 @@ class AdaptedModel:
         if merged and self._upper_layers is not None:
             numbers = self._upper_layers.kept_numbers + self._upper_layers.passing_numbers
         else:
-            layers = len(self._all_layers) - self.settings.first_layer
+            layers = self.layer_count - self.settings.first_layer
             numbers = self.base.head.shape[1] * layers * _ACTIVATIONS_PER_TOKEN
         return numbers * self.base.dtype.itemsize
 
@@ -258,9 +294,7 @@ class AdaptedModel:
         """
         if self._upper_layers is None:
             raise RuntimeError(f"base {self.base.name!r}: adapters cannot be merged for passes")
-        layers_name, layers = _decoder_layers(self.base.backbone)
-        prefix = f"{self.base.model.base_model_prefix}.{layers_name}"
-        paths = [f"{prefix}.{index}" for index in range(self.settings.first_layer, len(layers))]
+        paths = self._paths(self.settings.first_layer)
         return MergedLayers(self._upper_layers, paths, self.layout, self.settings.scale, dtype)
 
     def merged_states(self, merged: MergedLayers, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
@@ -357,35 +391,3 @@ def _cut(backbone: nn.Module, layers_name: str, layers: nn.ModuleList, *, upper:
     if not upper:
         setattr(part, "ln_f" if hasattr(part, "ln_f") else "norm", nn.Identity())
     return part
-
-
-def export_peft(adapted: AdaptedModel, adapter: Tensor, directory: Path, *, base_name: str) -> None:
-    """Write an adapter ``[P]`` as a PEFT folder that `peft.PeftModel.from_pretrained` and vLLM load."""
-    # peft takes seconds to import, and only an export needs it.
-    from peft import LoraConfig, TaskType
-
-    settings, layout = adapted.settings, adapted.layout
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    for module, (a, b) in zip(layout.modules, layout.views(adapter[None]), strict=True):
-        tensors[f"base_model.model.{module}.lora_A.weight"] = a[0].contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = b[0].contiguous()
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    layers_name, layers = _decoder_layers(adapted.base.backbone)
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=base_name,
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        use_rslora=settings.rank_stabilised,
-        lora_dropout=0.0,
-        target_modules=sorted({module.rsplit(".", 1)[-1] for module in layout.modules}),
-        layers_to_transform=list(range(settings.first_layer, len(layers))),
-        layers_pattern=layers_name,
-        fan_in_fan_out=hasattr(adapted.base.backbone, "wpe"),
-        inference_mode=True,
-    )
-    config.save_pretrained(str(directory))
-    # PEFT writes sets in no fixed order; the same adapter should give the same bytes.
-    path = directory / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")

@@ -19,6 +19,7 @@ from kernels.dispatch import use_triton
 from kernels.merged_projections import FrozenProjections, MergedProjections
 from kernels.product_dtype import padded_rows
 from kernels.workspace import Workspace
+from perk.layer_adapters import LayerAdapters, module_name
 
 if TYPE_CHECKING:
     from perk.base_model import BaseModel
@@ -28,7 +29,6 @@ __all__ = ["FrozenLayers", "MergedLayers", "can_run"]
 
 # Values of ``model_type`` in a base's configuration.
 _FAMILIES = ("llama", "qwen2")
-_PARENTS = {"q": "self_attn", "k": "self_attn", "v": "self_attn", "o": "self_attn"}
 
 
 def can_run(base: BaseModel) -> bool:
@@ -156,15 +156,7 @@ class MergedLayers:
             )
             for layer in frozen.layers
         ]
-        places = {module: index for index, module in enumerate(layout.modules)}
-        # Of each layer and group of maps: which adapter each map has.
-        self._places = [
-            [[places.get(f"{path}.{_module_name(name)}") for name in names] for names in LAYER_MAPS] for path in paths
-        ]
-        # What stands before the first adapter depends on none: the gradient ends there.
-        self._first_group = next(
-            index for index, group in enumerate(self._places[0]) if any(place is not None for place in group)
-        )
+        self._adapters = LayerAdapters(layout, paths)
         self._layers = [
             DecoderLayer(merged, layer.norms, layer.epsilon, layer.heads, layer.key_value_heads, layer.head)
             for layer, merged in zip(frozen.layers, self._merged, strict=True)
@@ -221,16 +213,15 @@ class MergedLayers:
         gradients = list(self._group(gradient))
         for index in reversed(range(len(self._layers))):
             assert flat is not None
-            last = self._first_group if index == 0 else None
+            # What stands before the first adapter depends on none: the gradient ends there.
+            last = self._adapters.first_group if index == 0 else None
             state = made.kept.pop()
             flat = self._layers[index].backward(flat, state, made.rotation, gradients[index], spaces.scratch, last=last)
             spaces.scratch.reset()
 
     def _group(self, theta: Tensor) -> Iterator[LayerGradients]:
         """Tensors of an adapter ``[1, P]`` by layer and group of maps."""
-        views = [(a[0], b[0]) for a, b in self._layout.views(theta)]
-        for groups in self._places:
-            yield tuple(tuple(None if place is None else views[place] for place in group) for group in groups)
+        return self._adapters.sort([(a[0], b[0]) for a, b in self._layout.views(theta)])
 
 
 class _Run(torch.autograd.Function):
@@ -252,15 +243,11 @@ class _Run(torch.autograd.Function):
         return None, None, None, None
 
 
-def _module_name(name: str) -> str:
-    return f"{_PARENTS.get(name, 'mlp')}.{name}_proj"
-
-
 def _frozen_layer(base: BaseModel, layer: nn.Module) -> DecoderLayer:
     config = base.model.config
     projections = []
     for names in LAYER_MAPS:
-        linears: list[Any] = [layer.get_submodule(_module_name(name)) for name in names]
+        linears: list[Any] = [layer.get_submodule(module_name(name)) for name in names]
         projections.append(
             FrozenProjections([linear.weight for linear in linears], [linear.frozen.bias for linear in linears])
         )

@@ -18,7 +18,8 @@ from perk.errors import BaseMismatch, CheckpointError, InvalidInput
 from perk.gradient_graphs import GradientGraphs
 from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
-from perk.lora import AdaptedModel, export_peft
+from perk.lora import AdaptedModel
+from perk.peft_export import export_peft
 from perk.reader import Reader
 from perk.segment import Segment
 from perk.segments import normalise, split_segments

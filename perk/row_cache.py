@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from perk.base_model import BaseModel
 
-__all__ = ["ROW_ATTENTION", "RowCache", "RowCaches", "row_attention"]
+__all__ = ["ROW_ATTENTION", "RowCache", "RowCaches", "attend", "row_attention"]
 
 ROW_ATTENTION = "perk_rows"
 
@@ -71,6 +71,11 @@ class RowCaches:
         """Tokens in the longest row, as transformers asks for it."""
         return max(row.length for row in self._rows)
 
+    def next_positions(self, tokens: int, device: torch.device) -> Tensor:
+        """Positions ``[R, T]`` of the next T tokens of every row."""
+        starts = torch.tensor([[row.length] for row in self._rows], device=device)
+        return starts + torch.arange(tokens, device=device)
+
     def grow(self, tokens: int) -> None:
         """Count the tokens that a forward pass has added to every layer of every row."""
         for row in self._rows:
@@ -89,18 +94,22 @@ def row_attention(base: BaseModel) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def _attend(
-    _module: nn.Module,
-    query: Tensor,
-    key: Sequence[Tensor],
-    value: Sequence[Tensor],
-    _mask: Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention of queries ``[R, heads, T, size]``, the last T tokens of each row, over all its tokens."""
+def attend(
+    queries: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *, scaling: float | None = None
+) -> Tensor:
+    """Attention of the last T tokens of each row over all its tokens.
+
+    Args:
+        queries: ``[R, heads, T, size]``.
+        keys: of each row, ``[1, key-value heads, length, size]``.
+        values: the same.
+        scaling: factor of the products; None: the square root of 1 / size.
+
+    Returns:
+        ``[R, T, heads, size]``.
+    """
     attended = []
-    for q, k, v in zip(query.split(1), key, value, strict=True):
+    for q, k, v in zip(queries.split(1), keys, values, strict=True):
         new, all_tokens = q.shape[2], k.shape[2]
         # `is_causal` counts from the first token: it is for rows that are read from there.
         behind = 1 < new < all_tokens
@@ -109,7 +118,20 @@ def _attend(
         attended.append(
             scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=True)
         )
-    return torch.cat(attended).transpose(1, 2), None
+    together = attended[0] if len(attended) == 1 else torch.cat(attended)
+    return together.transpose(1, 2)
 
 
-AttentionInterface.register(ROW_ATTENTION, _attend)
+def _attend_for_transformers(
+    _module: nn.Module,
+    query: Tensor,
+    key: Sequence[Tensor],
+    value: Sequence[Tensor],
+    _mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    return attend(query, key, value, scaling=scaling), None
+
+
+AttentionInterface.register(ROW_ATTENTION, _attend_for_transformers)

@@ -19,7 +19,8 @@ from deploy.vllm.settings import VllmSettings
 from perk.base_model import COMPUTE_DTYPES, BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, load_checkpoint
 from perk.errors import BaseModelError, PerkError
-from perk.lora import AdaptedModel, export_peft
+from perk.lora import AdaptedModel
+from perk.peft_export import export_peft
 from perk.perk_model import configuration_fingerprint
 from service.settings import Settings
 from service.store.adapter_format import AdapterFormat

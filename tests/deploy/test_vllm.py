@@ -198,7 +198,7 @@ def test_what_vllm_is_handed_says_what_the_service_says(
     ids = tokenizer(_STORY, return_tensors="pt").input_ids
     adapted = encoded.model.adapted
     with torch.inference_mode(), adapted.bind(encoded.adapter[None]):
-        expected = adapted.logits(adapted.upper_states(adapted.lower_states(ids)))
+        expected = adapted.upper_states(adapted.lower_states(ids)) @ adapted.base.head.T
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
     answers = [encoded.model.answer(encoded.adapter, question, max_tokens=16).text for question in _QUESTIONS]
     assert [_generate(model, tokenizer, question) for question in _QUESTIONS] == answers

@@ -160,7 +160,7 @@ def test_rows_that_recall_stand_beside_rows_that_do_not(
         assert (row.sent, row.support) == (alone.text, alone.support)
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(49, 33), (576, 576), (192, 1536)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(49, 33), (576, 576), (960, 576), (3072, 576), (192, 1536)])
 def test_a_packed_product_of_a_row_is_the_same_in_any_batch(outputs: int, inputs: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from perk.base_model import load_base_model
 from perk.errors import BaseModelError, InvalidInput
-from perk.lora import AdaptedModel, export_peft
+from perk.lora import AdaptedModel
+from perk.peft_export import export_peft
 from perk.settings import LoraSettings
 
 LORA = LoraSettings(rank=3, alpha=5, first_layer=1)
