@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from perk.answer_request import AnswerRequest
 from perk.answer_row import AnswerDelta, AnswerRow
@@ -20,8 +19,12 @@ from perk.token_track import TokenTrack
 __all__ = ["AnswerBatch"]
 
 
+# Tokens that are decoded in one slice: every row writes one, and where rows leave room, some recall several lines.
+_MOST_TRACKS = 16
+
+
 class AnswerBatch:
-    """A batch in slices: either one row reads several tokens (its prompt, a recalled line), or every row writes one.
+    """A batch in slices: either one row reads several tokens (its prompt, recalled lines), or every row writes one.
 
     Rows own their caches and carry their adapters, and no operation mixes them: on a CPU in float32, what a row answers
     is the same to the bit whoever is in the batch with it (tests hold that). Elsewhere the products of few rows may
@@ -34,10 +37,7 @@ class AnswerBatch:
         self._reader = reader
         self._waiting: deque[AnswerRow] = deque()
         self._running: list[AnswerRow] = []
-        # Adapters of the running rows in their order, [at least R, P]; None while no row has had one.
-        self._adapters: Tensor | None = None
-        # Which tensor each running row's was copied from: a row changes it when it recalls a line.
-        self._copied: list[Tensor | None] = []
+        self._places = adapted.start_decoding()
         self._added = 0
 
     @property
@@ -47,8 +47,8 @@ class AnswerBatch:
 
     @property
     def reading(self) -> bool:
-        """Whether the next slice reads a prompt or a line."""
-        return bool(self._waiting) or any(len(row.track.unread) > 1 for row in self._running)
+        """Whether the next slice reads a prompt or lines."""
+        return bool(self._waiting) or any(_reads(track) for row in self._running for track in row.tracks)
 
     def add(self, request: AnswerRequest) -> AnswerRow:
         """Let a question join; the model reads it in a slice of its own.
@@ -64,79 +64,58 @@ class AnswerBatch:
         self._waiting.append(row)
         return row
 
-    @torch.inference_mode()
     def cancel(self, row: AnswerRow) -> None:
         """Take a row out; nothing more is told of it."""
         row.finished = True
         if row in self._waiting:
             self._waiting.remove(row)
         elif row in self._running:
-            self._remove(self._running.index(row))
+            self._remove([row])
 
     @torch.inference_mode()
     def advance(self) -> list[AnswerDelta]:
         """Run one slice."""
         if self._waiting:
             self._running.append(self._waiting.popleft())
-            self._copied.append(None)
-        if not self._running:
+        tracks = [[(row, track) for track in row.tracks] for row in self._running]
+        for own in tracks:
+            first = next((track for _, track in own if _reads(track)), None)
+            if first is not None:
+                return self._decode([(row, track) for row, track in own if _reads_like(track, first)])
+        if not tracks:
             return []
-        for place, row in enumerate(self._running):
-            if len(row.track.unread) > 1:
-                return self._decode(range(place, place + 1))
-        return self._decode(range(len(self._running)))
+        firsts, others = [own[0] for own in tracks], [one for own in tracks for one in own[1:]]
+        return self._decode([*firsts, *others[: max(0, _MOST_TRACKS - len(firsts))]])
 
-    def _decode(self, places: range) -> list[AnswerDelta]:
-        """The next token of the rows at `places`."""
-        rows = [self._running[place] for place in places]
-        for place in places:
-            self._place_adapter(place)
-        logits = self._forward(
-            [row.track for row in rows],
-            None if self._adapters is None else self._adapters[places.start : places.stop],
-        )
-        deltas = [delta for row, row_logits in zip(rows, logits, strict=True) for delta in row.take_all(row_logits)]
-        for place in reversed(places):
-            if self._running[place].finished:
-                self._remove(place)
+    def _decode(self, tracks: Sequence[tuple[AnswerRow, TokenTrack]]) -> list[AnswerDelta]:
+        """The next token of tracks that read equally many tokens and have equally long drafts."""
+        read = [track for _, track in tracks]
+        ids = torch.tensor([track.unread for track in read], device=self._adapted.base.device)
+        caches = RowCaches([track.cache for track in read])
+        adapters = [track.adapter for track in read]
+        logits = self._adapted.decode(ids, caches, adapters, self._places, last=1 + len(read[0].draft))
+        deltas = [
+            delta
+            for (row, track), own_logits in zip(tracks, logits, strict=True)
+            for delta in row.take_all(track, own_logits)
+        ]
+        self._remove([row for row, _ in tracks if row.finished])
         return deltas
 
-    def _forward(self, tracks: Sequence[TokenTrack], adapters: Tensor | None) -> Tensor:
-        """Logits ``[R, 1 + draft, V]`` of what comes next, under adapters ``[R, P]``.
-
-        Args:
-            tracks: R of them, that all read equally many tokens and have equally long drafts.
-            adapters: theirs; None: none of them has one.
-        """
-        ids = torch.tensor([track.unread for track in tracks], device=self._adapted.base.device)
-        caches = RowCaches([track.cache for track in tracks])
-        adapted = [track.adapter is not None for track in tracks]
-        return self._adapted.decode(ids, caches, adapters, adapted, last=1 + len(tracks[0].draft))
-
-    def _place_adapter(self, place: int) -> None:
-        """Copy a row's adapter to its place, if another one stands there."""
-        adapter = self._running[place].track.adapter
-        if self._adapters is None:
-            if adapter is None:
-                return
-            self._adapters = self._room(len(self._running))
-        elif place >= len(self._adapters):
-            self._adapters = torch.cat([self._adapters, self._room(len(self._adapters))])
-        if adapter is not self._copied[place]:
-            # An adapter of zeros changes nothing.
-            self._adapters[place] = 0 if adapter is None else adapter.to(self._adapters)
-            self._copied[place] = adapter
-
-    def _room(self, rows: int) -> Tensor:
-        base = self._adapted.base
-        return torch.zeros(rows, self._adapted.layout.size, device=base.device, dtype=base.dtype)
-
-    def _remove(self, place: int) -> None:
-        """The last row takes the place: the others' adapters stay where they are."""
-        last, copied = self._running.pop(), self._copied.pop()
-        if place < len(self._running):
-            self._running[place], self._copied[place] = last, copied
-            if self._adapters is not None:
-                self._adapters[place] = self._adapters[len(self._running)]
+    def _remove(self, rows: Sequence[AnswerRow]) -> None:
+        """The last row takes the place of one that leaves: the others' adapters stay where they are."""
+        for row in rows:
+            place, last = self._running.index(row), self._running.pop()
+            if place < len(self._running):
+                self._running[place] = last
         if not self._running:
-            self._adapters = None
+            self._places = self._adapted.start_decoding()
+
+
+def _reads(track: TokenTrack) -> bool:
+    """Whether a track reads more than the token it wrote last."""
+    return len(track.unread) > 1
+
+
+def _reads_like(track: TokenTrack, other: TokenTrack) -> bool:
+    return (len(track.unread), len(track.draft)) == (len(other.unread), len(other.draft))

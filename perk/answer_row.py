@@ -16,6 +16,7 @@ from torch import Tensor
 from perk.answer_request import AnswerRequest
 from perk.base_model import BaseModel
 from perk.errors import InvalidInput
+from perk.line_recall import LineRecall
 from perk.reader import LINE_END, Reader
 from perk.series import NOTHING, is_entry_cue, is_series_line, likely_cue
 from perk.settings import TemplateSettings
@@ -103,16 +104,18 @@ class AnswerRow:
         # None once the document's adapter answers by itself.
         self._reader = None if request.adapter is None or self.answer_from is not None else reader
         self._text = self._begin(request.adapter if self._reader is None else self._reader.adapter, prompt)
-        # An entry's name, and the track on which the document's adapter recalls the rest of it.
+        # An entry's name, while the rest of it is recalled.
         self._cue = ""
-        self._line: TokenTrack | None = None
+        self._lines: LineRecall | None = None
+        if self._reader is not None:
+            self._lines = LineRecall(request.adapter, self._reader, base)
         # What the last entries said; none while nothing was recalled for the reader.
         self._said: list[str] = []
 
     @property
-    def track(self) -> TokenTrack:
-        """What the model reads and goes on with."""
-        return self._line or self._text
+    def tracks(self) -> list[TokenTrack]:
+        """What the model reads and goes on with: the text, or lines of the document, the one it waits for first."""
+        return self._lines.tracks(self._cue) if self._lines is not None and self._cue else [self._text]
 
     @property
     def prompt(self) -> list[int]:
@@ -124,31 +127,34 @@ class AnswerRow:
         """Token ids of the support and the answer so far."""
         return self._text.ids
 
-    def take_all(self, logits: Tensor) -> list[AnswerDelta]:
+    def take_all(self, track: TokenTrack, logits: Tensor) -> list[AnswerDelta]:
         """Choose tokens from logits ``[1 + draft, V]``, one for each token that the track's draft holds and one more.
 
         The last ones are chosen only if all drafted ones before them are.
         """
-        track, deltas, kept = self.track, [], 0
-        for drafted, row_logits in zip([*track.draft, None], logits, strict=True):
-            delta = self.take(row_logits)
-            deltas += [delta] if delta is not None else []
-            if drafted is None or track.ids[-1:] != [drafted]:
-                break
-            kept += 1
-            if self.finished or self.track is not track:
-                break
-        track.settle_draft(kept)
+        deltas: list[AnswerDelta] = []
+        if track is not self._text:
+            if self._lines is not None:
+                self._lines.take(track, int(logits[-1].argmax()))
+        else:
+            kept = 0
+            for drafted, row_logits in zip([*track.draft, None], logits, strict=True):
+                delta = self.take(row_logits)
+                deltas += [delta] if delta is not None else []
+                if drafted is None or track.ids[-1:] != [drafted]:
+                    break
+                kept += 1
+                if self.finished or self._cue or self._text is not track:
+                    break
+            track.settle_draft(kept)
+        self._read_line()
         return deltas
 
     def take(self, logits: Tensor) -> AnswerDelta | None:
-        """Choose the next token from logits ``[V]``; None while there is nothing to tell.
+        """Choose the text's next token from logits ``[V]``; None while there is nothing to tell.
 
         That is so while the text ends in the middle of a character, or might begin a stop text.
         """
-        if self._line is not None:
-            self._recall_line(self._line, int(logits.argmax()))
-            return None
         token = self._choose(logits)
         if token is None:
             self._leave_to_document()
@@ -223,32 +229,26 @@ class AnswerRow:
     def _look_for_cue(self, line: str) -> None:
         """Let the document's adapter recall what the reader has named."""
         room = self.templates.max_support_tokens - len(self.ids)
-        if self._reader is not None and room > 0 and is_entry_cue(line):
+        if self._lines is not None and room > 0 and is_entry_cue(line):
             self._cue = line
-            self._line = TokenTrack(
-                self.request.adapter,
-                self._reader.cue(line, self._base.tokenizer),
-                room=min(self._reader.longest_line, room),
-            )
+            self._lines.want(line)
 
-    def _recall_line(self, line: TokenTrack, token: int) -> None:
-        """Go on with a line; at its end, the reader reads it."""
-        if token != self._eos_id:
-            line.ids.append(token)
-        said, ended, _ = str(self._base.tokenizer.decode(line.ids, skip_special_tokens=True)).partition(LINE_END)
-        if not (ended or token == self._eos_id or line.full):
+    def _read_line(self) -> None:
+        """Let the reader read the line that it waits for, if that has ended."""
+        # Neither it nor the draft takes the room of the answer.
+        room = self.templates.max_support_tokens - len(self.ids)
+        said = self._lines.said(self._cue, room) if self._lines is not None and self._cue else None
+        if said is None:
             return
-        self._line = None
-        if self._reads_in_vain and not is_series_line(self._cue + said):
+        cue, self._cue = self._cue, ""
+        if self._reads_in_vain and not is_series_line(cue + said):
             self._leave_to_document()
             return
         self._said = [*self._said, said][-_ROUNDS:]
         if self._said == [said] * _ROUNDS:
             # Past its last entry a series goes on with what it said before.
             said = NOTHING
-        # Neither takes the room of the answer.
-        room = self.templates.max_support_tokens - len(self.ids)
-        read, draft = self._encode(said + LINE_END), self._encode(likely_cue(self._cue + said))
+        read, draft = self._encode(said + LINE_END), self._encode(likely_cue(cue + said))
         self.ids.extend(read[:room])
         self._text.draft = draft if len(read) + len(draft) <= room else []
 
@@ -257,7 +257,7 @@ class AnswerRow:
 
     def _leave_to_document(self) -> None:
         """Nothing was found to read: the document's adapter answers, from the prompt on."""
-        self._reader = None
+        self._reader = self._lines = None
         self._text = self._begin(self.request.adapter, self.prompt)
 
     def _begin(self, adapter: Tensor | None, prompt: list[int]) -> TokenTrack:
@@ -277,6 +277,7 @@ class AnswerRow:
                 return None
             self.answer_from = len(self.ids)
             self.support = before.strip()
+            self._lines = None
         return after.lstrip()
 
 

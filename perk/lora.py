@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from kernels import RowAdapters, lora_linear, multi_adapter
 from kernels.dispatch import is_differentiated, use_triton
 from kernels.product_dtype import product_dtype
+from perk.adapter_places import AdapterPlaces
 from perk.base_model import BaseModel
 from perk.errors import BaseModelError, InvalidInput
 from perk.merged_layers import FrozenLayers, MergedLayers, can_run
@@ -185,8 +186,12 @@ class AdaptedModel:
             for linear in linears:
                 linear.adapter = linear.gradients = None
 
+    def start_decoding(self) -> AdapterPlaces:
+        """Places for the adapters of a batch of rows."""
+        return AdapterPlaces(self.layout.size, self.base.device, self.base.dtype)
+
     def decode(
-        self, ids: Tensor, caches: RowCaches, theta: Tensor | None, adapted: Sequence[bool], *, last: int
+        self, ids: Tensor, caches: RowCaches, adapters: Sequence[Tensor | None], places: AdapterPlaces, *, last: int
     ) -> Tensor:
         """Logits of what follows the last tokens of R rows, each under its own adapter; under `torch.inference_mode`.
 
@@ -196,8 +201,8 @@ class AdaptedModel:
         Args:
             ids: T tokens of each row, ``[R, T]``.
             caches: what the rows read before; these tokens are added.
-            theta: adapters, ``[R, P]``; None: no row has one.
-            adapted: which rows have one; those of the others are zeros.
+            adapters: of each row, ``[P]``; None: it has none.
+            places: of the batch, for passes through the modules.
             last: after how many of the T tokens.
 
         Returns:
@@ -206,8 +211,9 @@ class AdaptedModel:
         self._lay_out()
         positions = caches.next_positions(ids.shape[1], ids.device)
         if self._row_layers is not None and not use_triton(self.base.head):
-            states = self._last_norm(self._row_layers.run(ids, caches, positions, theta)[:, -last:])
+            states = self._last_norm(self._row_layers.run(ids, caches, positions, adapters)[:, -last:])
         else:
+            theta, adapted = places.put(adapters), [adapter is not None for adapter in adapters]
             with self._packed_modules(), self._bind_rows(theta, adapted), row_attention(self.base):
                 run = self.base.backbone(input_ids=ids, position_ids=positions, past_key_values=caches, use_cache=True)
             states = run.last_hidden_state[:, -last:]

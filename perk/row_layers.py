@@ -9,15 +9,15 @@ No operation mixes rows, and each sums a row in the same order whatever their nu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import repeat
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerGradients, Rotation
+from kernels.decoder_layer import DecoderLayer, Rotation
 from kernels.merged_projections import Adapter, FrozenProjections
 from perk.layer_adapters import LayerAdapters
 from perk.packed_linear import PackedLinear
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from perk.lora import AdapterLayout
 
 __all__ = ["RowLayers"]
-
-_NO_ADAPTERS: LayerGradients = tuple((None,) * len(names) for names in LAYER_MAPS)
 
 
 class RowLayers:
@@ -62,14 +60,15 @@ class RowLayers:
         self._layout = layout
         self._adapters = LayerAdapters(layout, paths)
 
-    def run(self, ids: Tensor, caches: RowCaches, positions: Tensor, theta: Tensor | None) -> Tensor:
+    def run(self, ids: Tensor, caches: RowCaches, positions: Tensor, adapters: Sequence[Tensor | None]) -> Tensor:
         """Output of the last layer, under `torch.inference_mode`.
 
         Args:
             ids: T tokens of each row, ``[R, T]``.
             caches: what the rows read before; these tokens are added.
             positions: of the tokens, ``[R, T]``.
-            theta: adapters of the rows, ``[R, P]``; None: none has one.
+            adapters: of each row, ``[P]``; None: it has none. Where the same tensor is that of neighbours, it is read
+                once for all of them.
 
         Returns:
             ``[R, T, H]``.
@@ -78,9 +77,13 @@ class RowLayers:
         cos, sin = self._rotary(states, position_ids=positions)
         half = cos.shape[-1] // 2
         rotation = Rotation(cos[:, :, None, :half], sin[:, :, None, :half], ids.shape[0])
-        adapters = repeat(_NO_ADAPTERS) if theta is None else self._adapters.sort(self._layout.views(theta))
-        for index, (layer, maps, own) in enumerate(zip(self._layers, self._maps, adapters, strict=False)):
+        shared = [
+            (rows, list(self._adapters.sort(self._layout.views(theta.expand(rows.stop - rows.start, -1)))))
+            for rows, theta in _neighbours(adapters)
+        ]
+        for index, (layer, maps) in enumerate(zip(self._layers, self._maps, strict=True)):
             qkv, out, gate_up, down = maps
+            own = [[(rows, layers[index][group]) for rows, layers in shared] for group in range(len(maps))]
             normal = _normalise(states, layer.norms[0], layer.epsilon)
             attended = _attend(qkv(normal, own[0]), layer, rotation, caches, index)
             states = out(attended, own[1]).add_(states)
@@ -98,17 +101,26 @@ class _RowMaps:
         self._widths = maps.widths
         self._scale = scale
 
-    def __call__(self, x: Tensor, adapters: Sequence[Adapter]) -> Tensor:
-        """``[R, T, in]`` to ``[R, T, Σ out_i]``, under A ``[R, r, in]`` and B ``[R, out_i, r]`` of the maps."""
+    def __call__(self, x: Tensor, adapters: Sequence[tuple[slice, Sequence[Adapter]]]) -> Tensor:
+        """``[R, T, in]`` to ``[R, T, Σ out_i]``, under A ``[n, r, in]`` and B ``[n, out_i, r]`` of n rows at a time."""
         y = self._packed(x)
-        start = 0
-        for width, adapter in zip(self._widths, adapters, strict=True):
-            if adapter is not None:
-                a, b = adapter
-                part = y[..., start : start + width]
-                part.baddbmm_(torch.bmm(x, a.mT), b.mT, alpha=self._scale)
-            start += width
+        parts = y.split(self._widths, dim=-1)
+        for rows, own in adapters:
+            for part, adapter in zip(parts, own, strict=True):
+                if adapter is not None:
+                    a, b = adapter
+                    part[rows].baddbmm_(torch.bmm(x[rows], a.mT), b.mT, alpha=self._scale)
         return y
+
+
+def _neighbours(adapters: Sequence[Tensor | None]) -> Iterator[tuple[slice, Tensor]]:
+    """Rows that stand side by side under the same adapter ``[P]``, and that; those without one are left out."""
+    start = 0
+    for _, same in groupby(adapters, key=id):
+        own = list(same)
+        if own[0] is not None:
+            yield slice(start, start + len(own)), own[0]
+        start += len(own)
 
 
 def _normalise(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from kernels import RowAdapters
 from perk import AnswerRequest, PerkModel
+from perk.answer_batch import AnswerBatch
 from perk.answer_row import AnswerRow
 from perk.packed_linear import PackedLinear, can_pack
-from perk.settings import TemplateSettings
+from perk.reader import Reader
+from perk.row_cache import RowCaches
+from perk.settings import SegmentSettings, TemplateSettings
 
 QUESTIONS = ("Where is Mary?", "What is the grade of the student with ID 3109998?", "Why?", "Who has the apple?")
 
@@ -158,6 +161,36 @@ def test_rows_that_recall_stand_beside_rows_that_do_not(
     for row in rows:
         alone = model.answer(row.request.adapter, row.request.question, max_tokens=row.request.max_tokens)
         assert (row.sent, row.support) == (alone.text, alone.support)
+
+
+def test_lines_that_come_next_take_no_more_room_than_rows_leave(
+    make_model: Callable[..., PerkModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told what to say: five rows name an entry, whose line and the next three are recalled without an end."""
+    templates = TemplateSettings(prompt="{question}", support=" {support}\nAnswer:")
+    model = make_model(templates=templates)
+    reader, document = torch.zeros(model.adapter_size), torch.ones(model.adapter_size)
+    script = model.base.tokenizer.encode(" Series 1:")
+    widths: list[int] = []
+
+    def decode(ids: Tensor, caches: RowCaches, adapters: list[Tensor], _places: Any, *, last: int) -> Tensor:
+        widths.append(len(adapters))
+        caches.grow(ids.shape[1])
+        written = caches.get_seq_length() - len(prompt)
+        token = script[written] if adapters[0] is reader else ids[0, -1]
+        return torch.nn.functional.one_hot(torch.full((len(adapters), last), token), len(model.base.tokenizer)).float()
+
+    monkeypatch.setattr(model.adapted, "decode", decode)
+    batch = AnswerBatch(model.adapted, templates, Reader(reader, SegmentSettings(max_tokens=30)))
+    prompt = batch.add(AnswerRequest("Why?", document)).prompt
+    for _ in range(4):
+        batch.add(AnswerRequest("Why?", document))
+    while len(widths) < 40:
+        batch.advance()
+
+    assert widths[:5] == [1] * 5, "prompts are read one by one"
+    assert max(widths) == 16
+    assert 4 in widths, "lines of a row are read together"
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(49, 33), (576, 576), (960, 576), (3072, 576), (192, 1536)])

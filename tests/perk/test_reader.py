@@ -13,6 +13,7 @@ from perk import AnswerRequest, PerkModel
 from perk.answer_row import AnswerDelta, AnswerRow
 from perk.reader import Reader
 from perk.settings import SegmentSettings, TemplateSettings
+from perk.token_track import TokenTrack
 
 MakeAdapter = Callable[[PerkModel, int], Tensor]
 
@@ -35,24 +36,28 @@ class _Script:
         self.row = AnswerRow(0, request, templates, model.base, Reader(self.reader, _SEGMENTS))
         self.deltas: list[AnswerDelta] = []
 
+    @property
+    def track(self) -> TokenTrack:
+        """What the row goes on with, or waits for."""
+        return self.row.tracks[0]
+
     def read(self) -> str:
         """What the model reads next, nothing drafted."""
-        track = self.row.track
+        track = self.track
         track.draft = []
         text = str(self.base.tokenizer.decode(track.unread))
         track.cache.length += len(track.unread)
         return text
 
-    def say(self, text: str | None) -> None:
-        """Write a text, or the end token."""
+    def say(self, text: str | None, track: TokenTrack | None = None) -> None:
+        """Write a text, or the end token, on a track, by default the first."""
         base = self.base
         ids = [base.eos_id] if text is None else base.tokenizer.encode(text, add_special_tokens=False)
         for token in ids:
-            if self.row.track.unread:
+            if track is None and self.track.unread:
                 self.read()
-            logits = torch.nn.functional.one_hot(torch.tensor(token), len(base.tokenizer)).float()
-            delta = self.row.take(logits)
-            self.deltas += [delta] if delta is not None else []
+            logits = torch.nn.functional.one_hot(torch.tensor([token]), len(base.tokenizer)).float()
+            self.deltas += self.row.take_all(track or self.track, logits)
 
 
 @pytest.fixture
@@ -62,13 +67,13 @@ def script(make_model: Callable[..., PerkModel]) -> _Script:
 
 def test_entries_are_recalled_alone_and_the_reader_reads_them(script: _Script) -> None:
     row = script.row
-    assert row.track.adapter is script.reader
+    assert script.track.adapter is script.reader
     assert script.read() == f"{_QUESTION}\nSupport:"
     script.say(" Series 1:")
-    assert row.track.adapter is script.document
+    assert script.track.adapter is script.document
     assert script.read() == "doc_?\nSupport: Series 1:"
     script.say(" Ann Event.\n")
-    assert row.track.adapter is script.reader
+    assert script.track.adapter is script.reader
     assert script.read() == ": Ann Event.\n"
     script.say("Ann Event 12:")
     assert script.read() == "doc_?\nSupport: Ann Event 12:"
@@ -87,9 +92,9 @@ def test_entries_are_recalled_alone_and_the_reader_reads_them(script: _Script) -
 def test_a_line_of_which_nothing_more_is_known_ends_too(script: _Script) -> None:
     script.say(" Series 1:")
     script.say(" Ann Event.")
-    assert script.row.track.adapter is script.document
+    assert script.track.adapter is script.document
     script.say(_END)
-    assert script.row.track.adapter is script.reader
+    assert script.track.adapter is script.reader
     assert script.read() == ": Ann Event.\n"
 
 
@@ -97,7 +102,7 @@ def test_a_line_without_an_end_is_cut(script: _Script) -> None:
     script.say(" Series 1:")
     script.say(" Ann Event.\n")
     script.say("Ann Event 1:")
-    while script.row.track.adapter is script.document:
+    while script.track.adapter is script.document:
         script.say("x")
     # As many tokens as a segment has at most, the line break not counted.
     assert script.read() == ":" + "x" * _SEGMENTS.max_tokens + "\n"
@@ -111,7 +116,45 @@ def test_a_name_and_a_number_are_recalled_behind_and_nothing_else(script: _Scrip
     script.say(" Series 1:")
     script.say(" Ann Event.\n")
     script.say(line)
-    assert (script.row.track.adapter is script.document) == recalled
+    assert (script.track.adapter is script.document) == recalled
+
+
+def test_entries_that_come_next_are_recalled_beside_the_wanted_one(script: _Script) -> None:
+    script.say(" Series 1:")
+    script.say(" Ann Event.\n")
+    script.say("Ann Event 2:")
+    assert _cues(script) == [2, 3, 4, 5]
+    for track, line in zip(script.row.tracks, [" Ann slept.\n", " Ann woke.\n", " Ann ate.\n", " Ann"], strict=True):
+        script.say(line, track)
+    assert script.track.adapter is script.reader
+    script.say("Ann Event 3:")
+    script.say("Ann Event 4:")
+    assert script.track.adapter is script.reader, "both lines were at hand"
+    script.say("Ann Event 5:")
+    assert _cues(script) == [5]
+    script.say(" left.\n")
+    script.say("Ann Event 6:")
+    assert _cues(script) == list(range(6, 14)), "all of the first lines were read: twice as many come next"
+    script.say(" Ann sang.\n")
+    script.say("Ann Event 8:")
+    assert _cues(script) == [8, 7, *range(9, 14)], "the wanted one is first"
+    script.say(" Ann ran.\n")
+    script.say("Ben Event 1:")
+    assert _cues(script) == [1, 2, 3, 4], "nothing says how long this series is"
+    script.say(" Ben slept.\n")
+    script.say("milk taken: hall\nAnswer: hall")
+    script.say(_END)
+    assert script.deltas[-1].support == (
+        "Series 1: Ann Event.\nAnn Event 2: Ann slept.\nAnn Event 3: Ann woke.\nAnn Event 4: Ann ate.\n"
+        "Ann Event 5: Ann left.\nAnn Event 6: Ann sang.\nAnn Event 8: Ann ran.\nBen Event 1: Ben slept.\n"
+        "milk taken: hall"
+    )
+
+
+def _cues(script: _Script) -> list[int]:
+    """Numbers of the entries that are being recalled."""
+    prompts = [str(script.base.tokenizer.decode(track.prompt)) for track in script.row.tracks]
+    return [int(prompt.split()[-1].rstrip(":")) for prompt in prompts]
 
 
 def test_a_series_that_says_the_same_over_and_over_has_ended(script: _Script) -> None:
@@ -123,7 +166,7 @@ def test_a_series_that_says_the_same_over_and_over_has_ended(script: _Script) ->
     assert str(script.base.tokenizer.decode(script.row.ids)) == (
         " Series 1: Ann Event.\nAnn Event 1: Ann slept.\nAnn Event 2: Ann slept.\nAnn Event 3: none.\n"
     )
-    assert script.row.track.draft == []
+    assert script.track.draft == []
 
 
 @pytest.mark.parametrize(
@@ -141,24 +184,24 @@ def test_the_next_entry_is_drafted_and_kept_as_far_as_it_is_written(
     script.say(" Ann Event.\n")
     script.say("Ann Event 1:")
     script.say(" Ann slept.\n")
-    row, track, tokenizer = script.row, script.row.track, script.base.tokenizer
+    row, track, tokenizer = script.row, script.track, script.base.tokenizer
     read = track.cache.length
     assert tokenizer.decode(track.unread) == ": Ann slept.\nAnn Event 2:"
     track.cache.length += len(track.unread)
     ids = tokenizer.encode(written, add_special_tokens=False)[: len(track.draft)]
     logits = torch.nn.functional.one_hot(torch.tensor([*ids, *[0] * (1 + len(track.draft) - len(ids))]), len(tokenizer))
-    assert row.take_all(logits.float()) == []
+    assert row.take_all(track, logits.float()) == []
     assert str(tokenizer.decode(track.ids)).endswith(": Ann slept.\n" + kept + ("" if goes_on[0] == "d" else goes_on))
     behind = tokenizer.encode(": Ann slept.\n" + kept, add_special_tokens=False)
     assert track.cache.length == read + len(behind), "what was drafted and not written is still in the cache"
-    assert tokenizer.decode(row.track.unread) == goes_on
+    assert tokenizer.decode(script.track.unread) == goes_on
 
 
 def _leaves(script: _Script) -> None:
-    assert script.row.track.adapter is script.document
+    assert script.track.adapter is script.document
     assert script.read() == f"{_QUESTION}\nSupport:"
     script.say(" Ann Event 3: Ann slept.\nAnswer: bed")
-    assert script.row.track.adapter is script.document, "a name and a number are no cue to a document's adapter"
+    assert script.track.adapter is script.document, "a name and a number are no cue to a document's adapter"
     script.say(_END)
     assert "".join(delta.text for delta in script.deltas) == "bed"
     assert script.deltas[-1].support == "Ann Event 3: Ann slept."
@@ -179,7 +222,7 @@ def test_a_document_without_series_answers_by_itself(script: _Script, recalled: 
 
 def test_a_reader_that_goes_on_and_on_leaves_too(make_model: Callable[..., PerkModel]) -> None:
     script = _Script(make_model(), _TEMPLATES.model_copy(update={"max_support_tokens": 8}))
-    while script.row.track.adapter is script.reader:
+    while script.track.adapter is script.reader:
         script.say("y")
     assert script.read() == f"{_QUESTION}\nSupport:"
 
@@ -189,11 +232,11 @@ def test_what_is_read_and_drafted_leaves_the_answer_its_room(make_model: Callabl
     script = _Script(make_model(), _TEMPLATES.model_copy(update={"max_support_tokens": most}))
     script.say(" Series 1:")
     script.say(" Ann Event.\n")
-    track = script.row.track
+    track = script.track
     assert len(track.ids) + len(track.draft) <= most
     track.draft = []
     script.say("Ann Event 1:")
-    while script.row.track.adapter is script.document:
+    while script.track.adapter is script.document:
         script.say("x")
     assert len(track.ids) + len(track.draft) <= most
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,13 @@ def test_logits_are_those_of_the_modules(
     # Whatever the modules would do is not looked at.
     monkeypatch.setattr(adapted.base.backbone, "forward", None)
     caches = [RowCache(9) for _ in ALONE]
-    found = [[_read(adapted, [ids], caches[row : row + 1], theta, row)[0]] for row, ids in enumerate(ALONE)]
+    adapters = [None] * 3 if theta is None else list(theta)
+    found = [
+        [_read(adapted, [ids], [cache], [adapter])[0]]
+        for ids, cache, adapter in zip(ALONE, caches, adapters, strict=True)
+    ]
     for step in range(2):
-        together = _read(adapted, [[ids[step]] for ids in TOGETHER], caches, theta, 0)
+        together = _read(adapted, [[ids[step]] for ids in TOGETHER], caches, adapters)
         for logits, own in zip(found, together, strict=True):
             logits.append(own)
 
@@ -57,10 +62,8 @@ def test_logits_are_those_of_the_modules(
 
 
 def _read(
-    adapted: AdaptedModel, ids: list[list[int]], caches: list[RowCache], theta: Tensor | None, first: int
+    adapted: AdaptedModel, ids: list[list[int]], caches: list[RowCache], adapters: Sequence[Tensor | None]
 ) -> Tensor:
-    """Logits ``[R, 1, V]`` behind the tokens of R rows, `first` the first of them."""
-    rows = len(ids)
-    own = None if theta is None else theta[first : first + rows]
+    """Logits ``[R, 1, V]`` behind the tokens of R rows."""
     with torch.inference_mode():
-        return adapted.decode(torch.tensor(ids), RowCaches(caches), own, [own is not None] * rows, last=1)
+        return adapted.decode(torch.tensor(ids), RowCaches(caches), adapters, adapted.start_decoding(), last=1)

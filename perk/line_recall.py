@@ -1,0 +1,72 @@
+"""Lines that a document's adapter recalls for the reader: the one it waits for, and those that come next as a rule.
+
+Tokens that are decoded together cost little more than one, and a series is mostly read from its first entry to its
+last. So the entries behind the one that is wanted are recalled beside it. Each stands on a track of its own, behind its
+own name alone: it says the same whenever it is recalled.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from perk.base_model import BaseModel
+from perk.reader import LINE_END, Reader
+from perk.series import likely_cue
+from perk.token_track import TokenTrack
+
+__all__ = ["LineRecall"]
+
+# Lines that are recalled together at first, and at most: twice as many each time that all of them were read.
+_FIRST, _MOST = 4, 8
+
+
+class LineRecall:
+    """Lines of one series, some of them recalled already."""
+
+    def __init__(self, adapter: Tensor | None, reader: Reader, base: BaseModel) -> None:
+        """Recall nothing yet; lines will be recalled under a document's adapter ``[P]``."""
+        self._adapter = adapter
+        self._reader = reader
+        self._base = base
+        self._running: dict[str, TokenTrack] = {}
+        # Token ids of those that have ended, by their cues too.
+        self._ended: dict[str, list[int]] = {}
+        self._together = _FIRST
+        # The cue behind all these.
+        self._next = ""
+
+    def tracks(self, cue: str) -> list[TokenTrack]:
+        """Of the lines that are being written, that of an entry first."""
+        wanted = self._running[cue]
+        return [wanted, *(track for track in self._running.values() if track is not wanted)]
+
+    def want(self, cue: str) -> None:
+        """Begin with the line of an entry and with some that are likely to follow, unless it has begun."""
+        if cue in self._running or cue in self._ended:
+            return
+        self._together = min(2 * self._together, _MOST) if cue == self._next else _FIRST
+        self._running, self._ended = {}, {}
+        for _ in range(self._together):
+            prompt = self._reader.cue(cue, self._base.tokenizer)
+            self._running[cue] = TokenTrack(self._adapter, prompt, room=self._reader.longest_line)
+            cue = likely_cue(cue)
+        self._next = cue
+
+    def take(self, track: TokenTrack, token: int) -> None:
+        """Go on with a line, if it is still wanted."""
+        cue = next((cue for cue, running in self._running.items() if running is track), None)
+        if cue is None:
+            return
+        if token != self._base.eos_id:
+            track.ids.append(token)
+            if LINE_END not in self._decode(track.ids) and not track.full:
+                return
+        self._ended[cue] = self._running.pop(cue).ids
+
+    def said(self, cue: str, room: int) -> str | None:
+        """What a wanted line says behind its cue, in at most so many tokens; None while it is being written."""
+        ids = self._ended.get(cue)
+        return None if ids is None else self._decode(ids[:room]).partition(LINE_END)[0]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._base.tokenizer.decode(ids, skip_special_tokens=True))
