@@ -7,6 +7,8 @@ own name alone: it says the same whenever it is recalled.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import Tensor
 
 from perk.base_model import BaseModel
@@ -16,12 +18,12 @@ from perk.token_track import TokenTrack
 
 __all__ = ["LineRecall"]
 
-# Lines that are recalled together at first, and at most: twice as many each time that all of them were read.
-_FIRST, _MOST = 4, 8
+# Fewest and most lines that are recalled together; between them, as many as have been read of any series.
+_FEWEST, _MOST = 4, 8
 
 
 class LineRecall:
-    """Lines of one series, some of them recalled already."""
+    """The lines of a document that have been recalled for a question, and those that are being recalled."""
 
     def __init__(self, adapter: Tensor | None, reader: Reader, base: BaseModel) -> None:
         """Recall nothing yet; lines will be recalled under a document's adapter ``[P]``."""
@@ -31,9 +33,8 @@ class LineRecall:
         self._running: dict[str, TokenTrack] = {}
         # Token ids of those that have ended, by their cues too.
         self._ended: dict[str, list[int]] = {}
-        self._together = _FIRST
-        # The cue behind all these.
-        self._next = ""
+        # By the name of a series, how many of its lines were wanted: others are as long, as a rule.
+        self._read: Counter[str] = Counter()
 
     def tracks(self, cue: str) -> list[TokenTrack]:
         """Of the lines that are being written, that of an entry first."""
@@ -42,21 +43,18 @@ class LineRecall:
 
     def want(self, cue: str) -> None:
         """Begin with the line of an entry and with some that are likely to follow, unless it has begun."""
+        self._read[cue.rpartition(" ")[0]] += 1
         if cue in self._running or cue in self._ended:
             return
-        self._together = min(2 * self._together, _MOST) if cue == self._next else _FIRST
-        self._running, self._ended = {}, {}
-        for _ in range(self._together):
-            prompt = self._reader.cue(cue, self._base.tokenizer)
-            self._running[cue] = TokenTrack(self._adapter, prompt, room=self._reader.longest_line)
+        for _ in range(min(max(_FEWEST, *self._read.values()), _MOST)):
+            if cue not in self._running and cue not in self._ended:
+                prompt = self._reader.cue(cue, self._base.tokenizer)
+                self._running[cue] = TokenTrack(self._adapter, prompt, room=self._reader.longest_line)
             cue = likely_cue(cue)
-        self._next = cue
 
     def take(self, track: TokenTrack, token: int) -> None:
-        """Go on with a line, if it is still wanted."""
-        cue = next((cue for cue, running in self._running.items() if running is track), None)
-        if cue is None:
-            return
+        """Go on with a line."""
+        cue = next(cue for cue, running in self._running.items() if running is track)
         if token != self._base.eos_id:
             track.ids.append(token)
             if LINE_END not in self._decode(track.ids) and not track.full:
