@@ -125,9 +125,10 @@ def _first_order(
     low_dy = dy.new_empty(documents, tokens if wanted[1] else 0, a.shape[1])
     twice = wanted[2] and (wanted[0] or wanted[1])
     slices = _token_slices(dy, frozen.weight, a.shape[1]) if twice else [slice(0, tokens)]
-    # Of several slices, each would round the sum.
+    # Each of several slices would round the sum.
     slice_dtype = b.dtype if len(slices) == 1 else sum_dtype(b.dtype)
     for part in slices:
+        # dx first, which reads dy again and again; each number is wanted once for dB, and then no more.
         if wanted[0] or wanted[1]:
             made = dx[:, part], low_dy[:, part]
             only_low = not wanted[0]
@@ -144,8 +145,8 @@ def _first_order(
 def _token_slices(dy: Tensor, weight: Tensor, rank: int) -> list[slice]:
     """Slices of the tokens of dy ``[D, T, out]`` that a cache keeps between two readings; else all tokens in one.
 
-    Every slice reads W again, and reads and writes dB, so it pays only where W stays in the cache, and a slice has
-    more bytes than dB: those of dy by token and output, against float32 by rank and output, in and out.
+    Every slice reads W again, and reads and writes dB. So it pays only where W stays in the cache, and a slice has more
+    bytes than dB in float32, in and out: by output, so many a token against eight a rank.
     """
     whole = [slice(0, dy.shape[1])]
     if dy.nbytes <= CACHED_BYTES or weight.nbytes > CACHED_BYTES:

@@ -1,9 +1,10 @@
 """Σ_t u_t v_tᵀ: the gradient of an adapter's tensor, summed over a document's tokens in a fixed order.
 
 dA = s (dy B)ᵀ x and dB = s dyᵀ (x Aᵀ): in both, one factor is as wide as the layer and the other has rank r. A program
-takes all r columns of the narrow one and a block of the wide one, so the wide one is read exactly once. Where there
-are fewer such blocks than multiprocessors, the tokens are split into fixed parts whose sums a second kernel adds in
-order: the result is the same to the last bit in every run, and there is no atomic addition anywhere.
+takes all r columns of the narrow one and a block of the wide one, so the wide one is read exactly once, and the cache
+may be told that it is for the last time. Where there are fewer such blocks than multiprocessors, the tokens are split
+into fixed parts whose sums a second kernel adds in order: the result is the same to the last bit in every run, and
+there is no atomic addition anywhere.
 
 Bytes at least: u, v once, and the sum ``[D, p, q]`` written (and read, where it is added to) once. The parts add
 2 · parts · p · q · 4 bytes; `_split` keeps that below an eighth of the factors' bytes.

@@ -332,7 +332,7 @@ def test_slices_change_nothing_but_the_order_of_a_sum(
     assert torch.equal(sliced[1], da)
     assert sliced[2].dtype == db.dtype
     # The interpreter rounds to bfloat16 towards zero, torch to the nearest.
-    assert_near(sliced[2], db.double(), 1e-6 if db.dtype == torch.float32 else 2**-7)
+    assert_near(sliced[2], db.double(), 1e-5 if db.dtype == torch.float32 else 2**-7)
 
 
 @pytest.mark.parametrize(
