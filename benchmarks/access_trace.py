@@ -7,7 +7,11 @@ Two counts of the same accesses:
   (one a multiprocessor) taking turns. A miss of a load fills a granule, a store dirties one, which is written once when
   it is evicted or at the end. Launches follow one another on the same cache, scratch memory counts like any other.
 
-The cache is a model: it is fully associative, has one part, and programs keep step.
+What is loaded with ``eviction_policy="evict_first"`` is driven out before all else, the oldest of it first, until it is
+touched without that hint. A granule of which one program has used its half stays for the next program's, whose turn
+follows at once, unless a miss comes between.
+
+The cache is a model: it is fully associative, has one part, and programs keep step. A GPU need not follow a hint.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ __all__ = ["Access", "Gpu", "Launch", "Trace", "count_dram_bytes", "record_acces
 # Arguments of our kernels that say how many programs do the same for one block after the other, and that by which these
 # lie apart, if they do not follow one another.
 _FAMILIES = {"token_blocks": "groups", "p_blocks": ""}
+
+# How a load's eviction policy ends: a part of a string since Triton 3.9, the name of an enumeration's member before.
+_EVICT_FIRST = "evict_first"
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,13 @@ class Access:
         store: it is a store.
         granules: which granules of memory it touches.
         sizes: bytes in each of them.
+        evict_first: it is a load whose granules the cache is told not to keep.
     """
 
     store: bool
     granules: tuple[int, ...]
     sizes: tuple[int, ...]
+    evict_first: bool = False
 
 
 # Accesses of each program of a launch, in the order in which hardware starts them.
@@ -103,13 +112,15 @@ def record_accesses(granule: int) -> Iterator[Trace]:
     from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
     recording = _Recording()
-    replaced = [
+    replaced: list[tuple[Any, str, Any]] = [
         (GridExecutor, "__call__", recording.run_launch),
         (InterpreterBuilder, "set_grid_dim", recording.start_launch),
         (InterpreterBuilder, "set_grid_idx", recording.start_program),
         (InterpreterBuilder, "create_masked_load", recording.load),
         (InterpreterBuilder, "create_masked_store", recording.store),
     ]
+    if hasattr(InterpreterBuilder, "get_cache_policy"):
+        replaced.append((InterpreterBuilder, "get_cache_policy", recording.make_policy))
     plain = [getattr(owner, name) for owner, name, _ in replaced]
     trace = Trace(granule)
     for (owner, name, wrap), function in zip(replaced, plain, strict=True):
@@ -198,11 +209,20 @@ class _Recording:
         return set_grid_idx
 
     def load(self, plain: Any) -> Any:
-        def create_masked_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
-            self._note(pointers, mask, store=False)
-            return plain(builder, pointers, mask, *rest)
+        def create_masked_load(builder: Any, pointers: Any, mask: Any, other: Any, *policies: Any) -> Any:
+            evict_first = any(str(policy).lower().endswith(_EVICT_FIRST) for policy in policies)
+            self._note(pointers, mask, store=False, evict_first=evict_first)
+            return plain(builder, pointers, mask, other, *policies)
 
         return create_masked_load
+
+    def make_policy(self, _: Any) -> Any:
+        """The interpreter's own says nothing, as it has no cache."""
+
+        def get_cache_policy(_: Any, cache_modifier: str, eviction_policy: str) -> str:
+            return f"{cache_modifier} {eviction_policy}"
+
+        return get_cache_policy
 
     def store(self, plain: Any) -> Any:
         def create_masked_store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
@@ -211,11 +231,11 @@ class _Recording:
 
         return create_masked_store
 
-    def _note(self, pointers: Any, mask: Any, *, store: bool) -> None:
+    def _note(self, pointers: Any, mask: Any, *, store: bool, evict_first: bool = False) -> None:
         addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
         starts, lengths = _find_runs(addresses, max(1, pointers.get_element_ty().primitive_bitwidth // 8))
         # Programs run one after the other: the last one begun.
-        next(reversed(self.launches[-1].recorded.values())).append(Tile(store, starts, lengths))
+        next(reversed(self.launches[-1].recorded.values())).append(Tile(store, starts, lengths, evict_first))
 
 
 def _find_runs(addresses: Any, itemsize: int) -> tuple[Any, Any]:
@@ -238,29 +258,32 @@ def _to_access(tile: Tile, granule: int) -> Access:
     sizes = np.minimum(ends, (place + 1) * granule) - np.maximum(starts, place * granule)
     granules, group = np.unique(place, return_inverse=True)
     totals = np.bincount(group, weights=sizes, minlength=granules.size).astype(np.int64)
-    return Access(tile.store, tuple(granules.tolist()), tuple(totals.tolist()))
+    return Access(tile.store, tuple(granules.tolist()), tuple(totals.tolist()), tile.evict_first)
 
 
 def count_dram_bytes(trace: Trace, gpu: Gpu) -> int:
     """Bytes between DRAM and an LRU cache of the GPU's size."""
     capacity = gpu.cache // trace.granule
-    # Granule to its bytes that are not written yet; the oldest first.
-    cache: OrderedDict[int, int] = OrderedDict()
+    # Granule to its bytes that are not written yet; the oldest first. What is given up goes before what is kept.
+    given_up: OrderedDict[int, int] = OrderedDict()
+    kept: OrderedDict[int, int] = OrderedDict()
     moved = 0
     for launch in trace.launches:
         for wave in range(0, len(launch), gpu.processors):
             for access in _in_turns(launch[wave : wave + gpu.processors]):
+                into = given_up if access.evict_first else kept
                 for granule, size in zip(access.granules, access.sizes, strict=True):
-                    if granule in cache:
-                        cache.move_to_end(granule)
+                    if granule in kept:
+                        unwritten = kept.pop(granule)
+                    elif granule in given_up:
+                        unwritten = given_up.pop(granule)
                     else:
-                        cache[granule] = 0
+                        unwritten = 0
                         moved += 0 if access.store else trace.granule
-                        if len(cache) > capacity:
-                            moved += cache.popitem(last=False)[1]
-                    if access.store:
-                        cache[granule] = min(trace.granule, cache[granule] + size)
-    return moved + sum(cache.values())
+                        if len(given_up) + len(kept) == capacity:
+                            moved += (given_up or kept).popitem(last=False)[1]
+                    into[granule] = min(trace.granule, unwritten + size) if access.store else unwritten
+    return moved + sum(kept.values()) + sum(given_up.values())
 
 
 def _in_turns(programs: Sequence[list[Access]]) -> Iterator[Access]:

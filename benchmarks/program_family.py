@@ -9,7 +9,7 @@ check.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,22 @@ class Tile:
         store: it is a store.
         starts: first addresses of its runs of consecutive bytes, ``[runs]`` int64.
         lengths: bytes in each of them, ``[runs]`` int64.
+        evict_first: it is a load whose bytes the cache is told not to keep.
     """
 
     store: bool
     starts: Any
     lengths: Any
+    evict_first: bool = False
 
     def moved(self, distance: int) -> Tile:
         """The same further on by `distance` bytes."""
-        return Tile(self.store, self.starts + distance, self.lengths)
+        return replace(self, starts=self.starts + distance)
 
     def same(self, other: Tile) -> bool:
         """Whether both touch the same bytes in the same way."""
         return (
-            self.store == other.store
+            (self.store, self.evict_first) == (other.store, other.evict_first)
             and np.array_equal(self.starts, other.starts)
             and np.array_equal(self.lengths, other.lengths)
         )

@@ -7,7 +7,8 @@ Everything here is bilinear in (x, adapter), so two kernels serve all orders of 
 - `token_sum_kernel` (in `token_sum`): Σ_t u_t v_tᵀ over the tokens, for dA = s (dy B)ᵀ x and dB = s dyᵀ (x Aᵀ).
 
 Bytes at least: x, W, A, B once and y once; with a gradient to come, x Aᵀ ``[D, T, r]`` is written too, which spares the
-backward pass a second product with x.
+backward pass a second product with x. That pass wants dy twice, for dx and for dB: where it is too large to stay in the
+cache in between, slice by slice of the tokens.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -24,7 +26,8 @@ from torch.nn import functional
 from kernels.dispatch import is_differentiated
 from kernels.model_shapes import ModelShape
 from kernels.triton_ops.lora_linear_kernel import Frozen, apply
-from kernels.triton_ops.numbers import check_dtype
+from kernels.triton_ops.numbers import check_dtype, sum_dtype
+from kernels.triton_ops.programs import CACHED_BYTES
 from kernels.triton_ops.token_sum import token_sum
 
 __all__ = ["PRODUCTS", "aot_cases", "lora_linear"]
@@ -35,6 +38,9 @@ MAX_RANK = 256
 
 # Tokens of a document up to which a tile of the tensor cores, which has 16 rows, would hold those of one document only.
 _FEW_TOKENS = 16
+
+# A slice of the tokens is a multiple of the blocks that a program takes.
+_SLICE_STEP = 128
 
 
 def lora_linear(
@@ -113,17 +119,45 @@ def _first_order(
     into: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx = dy W + s (dy B) A, dA = s (dy B)ᵀ x, dB = s dyᵀ (x Aᵀ), each if wanted; dA, dB added to `into` if given."""
-    dx, da, db = None, None, None
-    low_dy = dy
-    # First, while nothing but dy is in the cache: the next launch wants all of it again, and W beside it.
-    if wanted[2]:
-        db = token_sum(dy, low, scale, like=b, add_to=None if into is None else into[1])
-    if wanted[0] or wanted[1]:
-        made, low_dy = apply(dy, frozen, b.mT, a.mT, scale, transposed=True, low=wanted[1], only_low=not wanted[0])
-        dx = made if wanted[0] else None
+    da, db = (None, None) if into is None else into
+    documents, tokens, inputs = x.shape
+    dx = dy.new_empty(documents, tokens if wanted[0] else 0, inputs)
+    low_dy = dy.new_empty(documents, tokens if wanted[1] else 0, a.shape[1])
+    twice = wanted[2] and (wanted[0] or wanted[1])
+    slices = _token_slices(dy, frozen.weight, a.shape[1]) if twice else [slice(0, tokens)]
+    # Each of several slices would round the sum.
+    slice_dtype = b.dtype if len(slices) == 1 else sum_dtype(b.dtype)
+    for part in slices:
+        # dx first, which reads dy again and again; each number is wanted once for dB, and then no more.
+        if wanted[0] or wanted[1]:
+            made = dx[:, part], low_dy[:, part]
+            only_low = not wanted[0]
+            apply(dy[:, part], frozen, b.mT, a.mT, scale, transposed=True, low=wanted[1], only_low=only_low, into=made)
+        if wanted[2]:
+            db = token_sum(dy[:, part], low[:, part], scale, dtype=slice_dtype, add_to=db, last_use=True)
     if wanted[1]:
-        da = token_sum(low_dy, x, scale, like=a, add_to=None if into is None else into[0])
-    return dx, da, db
+        da = token_sum(low_dy, x, scale, dtype=a.dtype, add_to=da)
+    if db is not None and into is None:
+        db = db.to(b.dtype)
+    return dx if wanted[0] else None, da, db
+
+
+def _token_slices(dy: Tensor, weight: Tensor, rank: int) -> list[slice]:
+    """Slices of the tokens of dy ``[D, T, out]`` that a cache keeps between two readings; else all tokens in one.
+
+    Every slice reads W again, and reads and writes dB. So it pays only where W stays in the cache, and a slice has more
+    bytes than dB in float32, in and out: by output, so many a token against eight a rank.
+    """
+    whole = [slice(0, dy.shape[1])]
+    if dy.nbytes <= CACHED_BYTES or weight.nbytes > CACHED_BYTES:
+        return whole
+    documents, tokens, outputs = dy.shape
+    most = CACHED_BYTES // (documents * outputs * dy.itemsize) // _SLICE_STEP * _SLICE_STEP
+    if most * dy.itemsize < 8 * rank:
+        return whole
+    count = triton.cdiv(tokens, most)
+    length = triton.cdiv(tokens, count * _SLICE_STEP) * _SLICE_STEP
+    return [slice(start, min(start + length, tokens)) for start in range(0, tokens, length)]
 
 
 class _LoraLinearGradient(torch.autograd.Function):
@@ -159,18 +193,18 @@ class _LoraLinearGradient(torch.autograd.Function):
             # e Wᵀ + s (e Aᵀ) Bᵀ, and both adapters' slopes along e.
             into_dy, low_e = apply(e, frozen._replace(bias=None), a, b, scale, low=True)
             _, low_dy = apply(dy, None, b.mT, a.mT, scale, only_low=True)
-            into_a = token_sum(low_dy, e, scale, like=a)
-            into_b = token_sum(dy, low_e, scale, like=b)
+            into_a = token_sum(low_dy, e, scale, dtype=a.dtype)
+            into_b = token_sum(dy, low_e, scale, dtype=b.dtype)
         if f is not None:
             # s (x Fᵀ) Bᵀ to dy, s (dy B) F to x.
             into_dy, low_x = apply(x, None, f, b, scale, add_to=into_dy, low=True)
             into_x, _ = apply(dy, None, b.mT, f.mT, scale)
-            into_b = token_sum(dy, low_x, scale, like=b, add_to=into_b)
+            into_b = token_sum(dy, low_x, scale, dtype=b.dtype, add_to=into_b)
         if g is not None:
             # s (x Aᵀ) Gᵀ to dy, s (dy G) A to x.
             into_dy, _ = apply(x, None, a, g, scale, add_to=into_dy)
             into_x, low_dy = apply(dy, None, g.mT, a.mT, scale, add_to=into_x, low=True)
-            into_a = token_sum(low_dy, x, scale, like=a, add_to=into_a)
+            into_a = token_sum(low_dy, x, scale, dtype=a.dtype, add_to=into_a)
         return into_dy, into_x, into_a, into_b, None, None, None, None
 
 

@@ -18,13 +18,9 @@ from torch import Tensor
 
 from kernels.dispatch import capability, launch
 from kernels.triton_ops.numbers import accumulator, factor, precision
-from kernels.triton_ops.programs import PROGRAMS, count_parts
+from kernels.triton_ops.programs import CACHED_BYTES, PROGRAMS, count_parts
 
 __all__ = ["Frozen", "apply", "choose_blocks", "lora_linear_kernel"]
-
-# Most bytes of x for the programs that run at one time: they read it again for each block of outputs, from an L2 cache
-# of 40 MB (A100) or 50 MB (H100) in which W and y pass by.
-_WAVE_BYTES = 24 << 20
 
 
 @triton.jit(do_not_specialize=["tokens", "token_blocks", "groups", "column_blocks", "columns"])
@@ -211,6 +207,7 @@ def apply(
     add_to: Tensor | None = None,
     low: bool = False,
     only_low: bool = False,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel.
 
@@ -224,14 +221,18 @@ def apply(
         add_to: ``[D, T, out]`` to add the result to, in place.
         low: return x Aᵀ too.
         only_low: return nothing but x Aᵀ.
+        into: what to return, to be written to; else, without `add_to` either, new tensors.
 
     Returns:
         y ``[D, T, out]`` (empty if `only_low`) and x Aᵀ ``[D, T, r]`` (empty unless asked for).
     """
     documents, tokens, _ = x.shape
     outputs, rank = b.shape[1:]
-    y = x.new_empty(documents, 0 if only_low else tokens, outputs) if add_to is None else add_to
-    low_product = x.new_empty(documents, tokens if low or only_low else 0, rank)
+    if into is None:
+        y = x.new_empty(documents, 0 if only_low else tokens, outputs) if add_to is None else add_to
+        low_product = x.new_empty(documents, tokens if low or only_low else 0, rank)
+    else:
+        y, low_product = into
     launched = _Launch(frozen, transposed, add_to is not None, low or only_low)
     # A product of float32 takes three times the registers: wider ranks go part by part, and y is read again for each.
     width = rank if x.dtype.itemsize == 2 else _wide_rank(capability(x.device))
@@ -254,9 +255,10 @@ class _Launch(NamedTuple):
 def _count_groups(token_blocks: int, column_blocks: int, part_bytes: int) -> int:
     """How many programs share the outputs of a block of tokens, whose part of x has `part_bytes`.
 
-    Few spare low-rank products; many keep all multiprocessors busy, and what those that run together read in the cache.
+    Few spare low-rank products; many keep all multiprocessors busy, and what those that run together read in the cache,
+    where they read it again for each block of outputs while W and y pass by.
     """
-    to_fit = -(-PROGRAMS * part_bytes // _WAVE_BYTES) if token_blocks * part_bytes > _WAVE_BYTES else 1
+    to_fit = -(-PROGRAMS * part_bytes // CACHED_BYTES) if token_blocks * part_bytes > CACHED_BYTES else 1
     return min(max(count_parts(token_blocks), to_fit), max(1, column_blocks))
 
 

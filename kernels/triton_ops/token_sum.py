@@ -1,12 +1,13 @@
 """Σ_t u_t v_tᵀ: the gradient of an adapter's tensor, summed over a document's tokens in a fixed order.
 
 dA = s (dy B)ᵀ x and dB = s dyᵀ (x Aᵀ): in both, one factor is as wide as the layer and the other has rank r. A program
-takes all r columns of the narrow one and a block of the wide one, so the wide one is read exactly once. Where there
-are fewer such blocks than multiprocessors, the tokens are split into fixed parts whose sums a second kernel adds in
-order: the result is the same to the last bit in every run, and there is no atomic addition anywhere.
+takes all r columns of the narrow one and a block of the wide one, so the wide one is read exactly once, and the cache
+may be told that it is for the last time. Where there are fewer such blocks than multiprocessors, the tokens are split
+into fixed parts whose sums a second kernel adds in order: the result is the same to the last bit in every run, and
+there is no atomic addition anywhere.
 
 Bytes at least: u, v once, and the sum ``[D, p, q]`` written (and read, where it is added to) once. The parts add
-2 · parts · p · q · 4 bytes; `_count_parts` keeps that below an eighth of the factors' bytes.
+2 · parts · p · q · 4 bytes; `_split` keeps that below an eighth of the factors' bytes.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def token_sum_kernel(
     total_p,
     total_q,
     ADD: tl.constexpr,
+    U_EVICTION: tl.constexpr,
     FACTOR: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -77,7 +79,8 @@ def token_sum_kernel(
     product = tl.zeros((BLOCK_P, BLOCK_Q), dtype=ACCUMULATOR)
     for start in range(first, last, BLOCK_T):
         in_part = start + t < last
-        u_tile = tl.load(u_tiles + start * u_t, mask=in_p & in_part[None, :], other=0.0)
+        u_mask = in_p & in_part[None, :]
+        u_tile = tl.load(u_tiles + start * u_t, mask=u_mask, other=0.0, eviction_policy=U_EVICTION)
         v_tile = tl.load(v_tiles + start * v_t, mask=in_part[:, None] & in_q, other=0.0)
         u_tile, v_tile = u_tile.to(FACTOR), v_tile.to(FACTOR)
         product = tl.dot(u_tile, v_tile, product, input_precision=PRECISION, out_dtype=ACCUMULATOR)
@@ -120,22 +123,31 @@ def add_parts_kernel(
     tl.store(place, value.to(total.dtype.element_ty), mask=inside)
 
 
-def token_sum(u: Tensor, v: Tensor, scale: float, *, like: Tensor, add_to: Tensor | None = None) -> Tensor:
+def token_sum(
+    u: Tensor,
+    v: Tensor,
+    scale: float,
+    *,
+    dtype: torch.dtype,
+    add_to: Tensor | None = None,
+    last_use: bool = False,
+) -> Tensor:
     """s Σ_t u_t v_tᵀ for each document.
 
     Args:
         u: ``[D, T, p]``.
         v: ``[D, T, q]``; p or q is a rank, at most 256.
         scale: s.
-        like: a tensor ``[D, p, q]`` with the dtype that the sum shall have.
-        add_to: add the sum to this tensor ``[D, p, q]``, in place; any strides.
+        dtype: what a new sum is in.
+        add_to: add the sum to this tensor ``[D, p, q]`` instead, in place; any strides.
+        last_use: nothing reads the wide factor soon, so that the cache had better keep all else.
 
     Returns:
         The sum ``[D, p, q]``, which is `add_to` if given.
     """
-    total = torch.empty(like.shape, dtype=like.dtype, device=like.device) if add_to is None else add_to
     documents, tokens, rows = u.shape
     columns = v.shape[2]
+    total = torch.empty(documents, rows, columns, dtype=dtype, device=u.device) if add_to is None else add_to
     # The wide factor's block always stands first: the tensor cores of Hopper want 64 rows.
     swapped = rows < columns
     if swapped:
@@ -170,6 +182,8 @@ def token_sum(u: Tensor, v: Tensor, scale: float, *, like: Tensor, add_to: Tenso
         *v.stride(),
         *into.stride(),
         ADD=add and parts == 1,
+        # Where several blocks of ranks read the wide factor, the first one's use is not the last.
+        U_EVICTION="evict_first" if last_use and q_blocks == 1 else "",
         FACTOR=factor(u.dtype),
         ACCUMULATOR=accumulator(u.dtype),
         PRECISION=precision(u.dtype),

@@ -15,6 +15,7 @@ from kernels import lora_linear, quantise_rows
 
 pytest.importorskip("triton")
 
+from kernels.triton_ops import lora_linear as lora_linear_passes
 from kernels.triton_ops import lora_linear_kernel, programs
 
 pytestmark = pytest.mark.usefixtures("in_triton")
@@ -264,6 +265,121 @@ def test_gradients_are_added_to_a_flat_buffer_and_come_out_the_same_to_the_last_
 
     assert_near(flat - 1, torch.cat([part.flatten(1) for part in expected], 1), 1e-2)
     assert torch.equal(flat, accumulate())
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, *places: int) -> None:
+    """Have the backward pass go over slices of the tokens, cut at these places."""
+
+    def slices(dy: Tensor, *_: object) -> list[slice]:
+        ends = (*places, dy.shape[1])
+        return [slice(start, end) for start, end in zip((0, *places), ends, strict=True)]
+
+    monkeypatch.setattr(lora_linear_passes, "_token_slices", slices)
+
+
+@pytest.mark.parametrize("documents", [1, 3])
+@pytest.mark.parametrize(
+    ("tokens", "places", "rank", "dtype"),
+    [
+        (37, (16, 33), 4, torch.bfloat16),
+        (141, (128,), 16, torch.float32),
+        (70, (1, 35), 100, torch.float32),
+        (40, (23,), 256, torch.bfloat16),
+    ],
+)
+def test_slices_of_the_tokens_make_the_derivatives_of_the_formula(
+    documents: int, tokens: int, places: tuple[int, ...], rank: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_at(monkeypatch, *places)
+    check(Case.random(documents, tokens, 33, 50, rank, dtype), TOLERANCES[dtype])
+
+
+def test_slices_have_the_derivatives_that_differences_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_at(monkeypatch, 1)
+    test_float64_derivatives_hold_against_differences()
+
+
+def first_order(
+    case: Case, dy: Tensor, into: tuple[Tensor, Tensor] | None, row_scales: Tensor | None = None
+) -> list[Tensor]:
+    """dx, dA and dB along `dy`; dA and dB as what `into` holds after, if given."""
+    x, a, b = (tensor.detach().requires_grad_() for tensor in case.learned)
+    y = lora_linear(x, case.weight, case.bias, a, b, SCALE, row_scales=row_scales, gradients=into)
+    dx, *rest = torch.autograd.grad(y, (x, a, b), dy, allow_unused=True)
+    return [dx, *(rest if into is None else into)]
+
+
+@pytest.mark.parametrize("documents", [1, 3])
+@pytest.mark.parametrize(("rank", "dtype"), [(4, torch.bfloat16), (16, torch.float32), (256, torch.bfloat16)])
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_slices_change_nothing_but_the_order_of_a_sum(
+    documents: int, rank: int, dtype: torch.dtype, adds: bool, quantised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dx and dA to the last bit, dB to the rounding of its format; dy as the transpose of what lies in memory."""
+    case = Case.random(documents, 203, 24, 40, rank, dtype)
+    row_scales = None
+    if quantised:
+        case.weight, row_scales = quantise_rows(case.weight)
+    dy = torch.randn(documents, 40, 203).to(dtype).mT
+    found = []
+    for places in ((), (128,)):
+        cut_at(monkeypatch, *places)
+        into = (torch.ones(case.a.shape), torch.ones(case.b.shape)) if adds else None
+        found.append(first_order(case, dy, into, row_scales))
+    (dx, da, db), sliced = found
+    assert torch.equal(sliced[0], dx)
+    assert torch.equal(sliced[1], da)
+    assert sliced[2].dtype == db.dtype
+    # The interpreter rounds to bfloat16 towards zero, torch to the nearest.
+    assert_near(sliced[2], db.double(), 1e-5 if db.dtype == torch.float32 else 2**-7)
+
+
+@pytest.mark.parametrize(
+    "wanted", [(False, True, True), (True, False, True), (False, False, True), (True, True, False)]
+)
+def test_slices_leave_out_what_is_not_wanted(wanted: tuple[bool, bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_at(monkeypatch, 33)
+    case = Case.random(1, 37, 33, 50, 4, torch.float32)
+    reference = case.in_float64()
+    dy = torch.randn(1, 37, 50)
+    for one in (case, reference):
+        for tensor, needed in zip(one.learned, wanted, strict=True):
+            tensor.requires_grad_(needed)
+    inputs, expected_inputs = ([t for t in one.learned if t.requires_grad] for one in (case, reference))
+
+    actual = torch.autograd.grad(in_triton(case), inputs, dy)
+
+    for one, other in zip(actual, torch.autograd.grad(formula(reference), expected_inputs, dy.double()), strict=True):
+        assert_near(one, other, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("documents", "tokens", "outputs", "rank", "weight_bytes", "expected"),
+    [
+        # 24 MB are 2,587 tokens of 4,864 outputs in bfloat16.
+        (1, 2500, 4864, 16, 8 << 20, [2500]),
+        (1, 4096, 4864, 256, 8 << 20, [2048, 2048]),
+        (1, 8192, 4864, 256, 8 << 20, [2048] * 4),
+        (1, 8000, 4864, 16, 8 << 20, [2048, 2048, 2048, 1856]),
+        (3, 2000, 4864, 16, 8 << 20, [768, 768, 464]),
+        # W would be read from memory again for each slice, or dB have more bytes than one.
+        (1, 4096, 4864, 16, 25 << 20, [4096]),
+        (3, 2000, 4864, 256, 8 << 20, [2000]),
+        # No room for one block of tokens of each document.
+        (32, 1000, 4864, 1, 8 << 20, [1000]),
+        (0, 100, 4864, 16, 8 << 20, [100]),
+        (1, 0, 4864, 16, 8 << 20, [0]),
+    ],
+)
+def test_tokens_are_sliced_where_the_cache_would_lose_them(
+    documents: int, tokens: int, outputs: int, rank: int, weight_bytes: int, expected: list[int]
+) -> None:
+    dy = torch.empty(documents, tokens, outputs, dtype=torch.bfloat16, device="meta")
+    weight = torch.empty(weight_bytes, dtype=torch.int8, device="meta")
+    slices = lora_linear_passes._token_slices(dy, weight, rank)
+    assert [part.stop - part.start for part in slices] == expected
+    assert [part.start for part in slices] == [sum(expected[:i]) for i in range(len(expected))]
 
 
 @pytest.mark.parametrize("documents", [1, 3])
