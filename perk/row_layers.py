@@ -78,7 +78,7 @@ class RowLayers:
         half = cos.shape[-1] // 2
         rotation = Rotation(cos[:, :, None, :half], sin[:, :, None, :half], ids.shape[0])
         shared = [
-            (rows, list(self._adapters.sort(self._layout.views(theta.expand(rows.stop - rows.start, -1)))))
+            (rows, list(self._adapters.sort(self._layout.views(theta.to(states).expand(rows.stop - rows.start, -1)))))
             for rows, theta in _neighbours(adapters)
         ]
         for index, (layer, maps) in enumerate(zip(self._layers, self._maps, strict=True)):
