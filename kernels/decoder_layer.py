@@ -40,7 +40,8 @@ class Rotation:
     """Rotary position embedding of S sequences of T tokens: cosines and sines of half a head's angles.
 
     Attributes:
-        cos: ``[T, 1, head / 2]``, or ``[S, T, 1, head / 2]`` where each sequence is at positions of its own.
+        cos: ``[T, 1, head / 2]`` or ``[1, T, 1, head / 2]``; ``[S, T, 1, head / 2]`` where each sequence has its own
+            positions.
         sin: the same shape.
         sequences: S.
     """

@@ -141,7 +141,7 @@ class AdaptedModel:
             raise InvalidInput(
                 "lora.first_layer", str(settings.first_layer), f"less than the base's {len(layers)} layers"
             )
-        self._linears, self._all_linears = _attach(base, layers, self.layers_name, settings)
+        self._linears, self._all_linears = _attach(base, layers, self._paths(0), settings)
         self.layout = AdapterLayout(
             modules=tuple(self._linears),
             shapes=tuple(
@@ -364,15 +364,14 @@ def _decoder_layers(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _attach(
-    base: BaseModel, layers: nn.ModuleList, layers_name: str, settings: LoraSettings
+    base: BaseModel, layers: nn.ModuleList, paths: Sequence[str], settings: LoraSettings
 ) -> tuple[dict[str, LoraLinear], list[LoraLinear]]:
     """Wrap the linear modules of all layers; returns those that may carry an adapter, by their paths, and all."""
     if any(isinstance(module, LoraLinear) for module in layers.modules()):
         raise ValueError(f"base {base.name!r} carries an adapter already: load it again for another")
-    prefix = f"{base.model.base_model_prefix}.{layers_name}"
     attached: dict[str, LoraLinear] = {}
     every: list[LoraLinear] = []
-    for index, layer in enumerate(layers):
+    for index, (path, layer) in enumerate(zip(paths, layers, strict=True)):
         linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
         for name, module in linears:
             lora = LoraLinear(module, settings.scale)
@@ -381,7 +380,7 @@ def _attach(
             every.append(lora)
             targeted = settings.targets == "all-linear" or leaf in settings.targets
             if targeted and index >= settings.first_layer:
-                attached[f"{prefix}.{index}.{name}"] = lora
+                attached[f"{path}.{name}"] = lora
     if not attached:
         raise InvalidInput("lora.targets", repr(settings.targets), "names of linear modules of the base's layers")
     return attached, every

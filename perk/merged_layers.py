@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from perk.base_model import BaseModel
     from perk.lora import AdapterLayout
 
-__all__ = ["FrozenLayers", "MergedLayers", "can_run"]
+__all__ = ["FrozenLayers", "MergedLayers", "can_run", "rotation_at"]
 
 # Values of ``model_type`` in a base's configuration.
 _FAMILIES = ("llama", "qwen2")
@@ -104,10 +104,15 @@ class FrozenLayers:
         return flat.view_as(states)
 
     def rotation(self, states: Tensor) -> Rotation:
-        """Of the positions of states ``[S, T, H]``."""
-        cos, sin = self._rotary(states, position_ids=torch.arange(states.shape[1])[None])
-        half = cos.shape[-1] // 2
-        return Rotation(cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous(), states.shape[0])
+        """Of the positions of states ``[S, T, H]``, which all begin with the first."""
+        return rotation_at(self._rotary, states, torch.arange(states.shape[1])[None])
+
+
+def rotation_at(rotary: Any, states: Tensor, positions: Tensor) -> Rotation:
+    """What a base's rotary embedding does to states ``[S, T, H]`` at positions ``[S, T]``, or ``[1, T]`` of all."""
+    cos, sin = rotary(states, position_ids=positions)
+    half = cos.shape[-1] // 2
+    return Rotation(cos[:, :, None, :half].contiguous(), sin[:, :, None, :half].contiguous(), states.shape[0])
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch.nn import functional
 from kernels.decoder_layer import DecoderLayer, Rotation
 from kernels.merged_projections import Adapter, FrozenProjections
 from perk.layer_adapters import LayerAdapters
+from perk.merged_layers import rotation_at
 from perk.packed_linear import PackedLinear
 from perk.row_cache import RowCaches, attend
 
@@ -74,9 +75,7 @@ class RowLayers:
             ``[R, T, H]``.
         """
         states: Tensor = self._embed(ids)
-        cos, sin = self._rotary(states, position_ids=positions)
-        half = cos.shape[-1] // 2
-        rotation = Rotation(cos[:, :, None, :half], sin[:, :, None, :half], ids.shape[0])
+        rotation = rotation_at(self._rotary, states, positions)
         shared = [
             (rows, list(self._adapters.sort(self._layout.views(theta.to(states).expand(rows.stop - rows.start, -1)))))
             for rows, theta in _neighbours(adapters)
