@@ -22,35 +22,39 @@ __all__ = ["ROW_ATTENTION", "RowCache", "RowCaches", "attend", "row_attention"]
 
 ROW_ATTENTION = "perk_rows"
 
+# Tokens that a cache has room for beyond those it must hold: a recalled line fits.
+_SPARE = 16
+
 
 class RowCache:
-    """Keys and values of one row.
+    """Keys and values of one row; it grows with its tokens, as nobody knows how many there will be.
 
     Attributes:
         length: tokens in it.
     """
 
-    def __init__(self, capacity: int) -> None:
-        """Prepare an empty cache.
-
-        Args:
-            capacity: most tokens it will hold.
-        """
+    def __init__(self) -> None:
         self.length = 0
-        self._capacity = capacity
-        # One pair a layer: [1, key-value heads, capacity, head size].
+        # One pair a layer: [1, key-value heads, room, head size].
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add tokens ``[1, heads, T, size]`` to a layer; returns all of it, ``[1, heads, length + T, size]``."""
-        kept = self._layers.get(layer)
-        if kept is None:
-            shape = (*keys.shape[:2], self._capacity, keys.shape[3])
-            kept = self._layers[layer] = (keys.new_empty(shape), values.new_empty(shape))
+        kept = self._layers.get(layer) or (keys[:, :, :0], values[:, :, :0])
         end = self.length + keys.shape[2]
+        if end > kept[0].shape[2]:
+            room = max(2 * self.length, end + _SPARE)
+            kept = self._layers[layer] = (_with_room(kept[0], room), _with_room(kept[1], room))
         kept[0][:, :, self.length : end] = keys
         kept[1][:, :, self.length : end] = values
         return kept[0][:, :, :end], kept[1][:, :, :end]
+
+
+def _with_room(kept: Tensor, room: int) -> Tensor:
+    """Tokens ``[1, heads, T, size]`` at the front of a tensor for `room` of them."""
+    larger = kept.new_empty(*kept.shape[:2], room, kept.shape[3])
+    larger[:, :, : kept.shape[2]] = kept
+    return larger
 
 
 class RowCaches:

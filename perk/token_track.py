@@ -28,7 +28,7 @@ class TokenTrack:
         self.prompt = list(prompt)
         self.ids: list[int] = []
         self.draft: list[int] = []
-        self.cache = RowCache(len(self.prompt) + room)
+        self.cache = RowCache()
         self._room = room
 
     @property

@@ -45,7 +45,7 @@ def test_logits_are_those_of_the_modules(
 
     # Whatever the modules would do is not looked at.
     monkeypatch.setattr(adapted.base.backbone, "forward", None)
-    caches = [RowCache(9) for _ in ALONE]
+    caches = [RowCache() for _ in ALONE]
     adapters = [None] * 3 if theta is None else list(theta)
     found = [
         [_read(adapted, [ids], [cache], [adapter])[0]]
