@@ -13,7 +13,7 @@ from perk.errors import InvalidInput
 from perk.lora import AdaptedModel
 from perk.reader import Reader
 from perk.row_cache import RowCaches
-from perk.settings import TemplateSettings
+from perk.settings import SegmentSettings, TemplateSettings
 from perk.token_track import TokenTrack
 
 __all__ = ["AnswerBatch"]
@@ -31,10 +31,18 @@ class AnswerBatch:
     round differently by the number of rows, and a near tie between two tokens may fall either way.
     """
 
-    def __init__(self, adapted: AdaptedModel, templates: TemplateSettings, reader: Reader | None = None) -> None:
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        templates: TemplateSettings,
+        reader: Reader | None = None,
+        segments: SegmentSettings | None = None,
+    ) -> None:
+        """Begin without a question; `templates`, `reader` and `segments` as in `AnswerRow`."""
         self._adapted = adapted
         self._templates = templates
         self._reader = reader
+        self._segments = segments
         self._waiting: deque[AnswerRow] = deque()
         self._running: list[AnswerRow] = []
         self._places = adapted.start_decoding()
@@ -59,7 +67,7 @@ class AnswerBatch:
         size = self._adapted.layout.size
         if request.adapter is not None and request.adapter.shape != (size,):
             raise InvalidInput("adapter", f"shape {tuple(request.adapter.shape)}", f"shape ({size},)")
-        row = AnswerRow(self._added, request, self._templates, self._adapted.base, self._reader)
+        row = AnswerRow(self._added, request, self._templates, self._adapted.base, self._reader, self._segments)
         self._added += 1
         self._waiting.append(row)
         return row

@@ -17,9 +17,10 @@ from perk.answer_request import AnswerRequest
 from perk.base_model import BaseModel
 from perk.errors import InvalidInput
 from perk.line_recall import LineRecall
+from perk.part_recall import PartRecall
 from perk.reader import LINE_END, Reader
 from perk.series import NOTHING, is_entry_cue, is_series_line, likely_cue
-from perk.settings import TemplateSettings
+from perk.settings import SegmentSettings, TemplateSettings
 from perk.token_track import TokenTrack
 
 __all__ = ["AnswerDelta", "AnswerRow"]
@@ -66,8 +67,17 @@ class AnswerRow:
         templates: TemplateSettings,
         base: BaseModel,
         reader: Reader | None = None,
+        segments: SegmentSettings | None = None,
     ) -> None:
         """Prepare a row.
+
+        Args:
+            number: of the row.
+            request: the question.
+            templates: around it.
+            base: the model.
+            reader: of the checkpoint, if it has one.
+            segments: how documents were read into their adapters, if their parts may be recalled.
 
         Raises:
             InvalidInput: question and answer are longer than the model.
@@ -101,9 +111,16 @@ class AnswerRow:
                 f"{len(prompt)} tokens with max_tokens {request.max_tokens}",
                 f"together at most {room} tokens",
             )
+        recalls = request.adapter is not None and self.answer_from is None
+        self._segments = segments if recalls and segments is not None and segments.parts else None
+        self._parts: PartRecall | None = None
         # None once the document's adapter answers by itself.
-        self._reader = None if request.adapter is None or self.answer_from is not None else reader
-        self._text = self._begin(request.adapter if self._reader is None else self._reader.adapter, prompt)
+        self._reader = reader if recalls else None
+        if self._reader is not None:
+            self._text = self._begin(self._reader.adapter, prompt)
+        else:
+            self._text = self._begin(request.adapter, prompt)
+            self._begin_parts()
         # An entry's name, while the rest of it is recalled.
         self._cue = ""
         self._lines: LineRecall | None = None
@@ -114,7 +131,9 @@ class AnswerRow:
 
     @property
     def tracks(self) -> list[TokenTrack]:
-        """What the model reads and goes on with: the text, or lines of the document, the one it waits for first."""
+        """What the model reads and goes on with: the text, or what is recalled for it, what it waits for first."""
+        if self._parts is not None:
+            return self._parts.tracks
         return self._lines.tracks(self._cue) if self._lines is not None and self._cue else [self._text]
 
     @property
@@ -133,7 +152,10 @@ class AnswerRow:
         The last ones are chosen only if all drafted ones before them are.
         """
         deltas: list[AnswerDelta] = []
-        if track is not self._text:
+        if self._parts is not None:
+            self._parts.take(track, logits)
+            self._read_part(self._parts)
+        elif track is not self._text:
             if self._lines is not None:
                 self._lines.take(track, int(logits[-1].argmax()))
         else:
@@ -259,6 +281,23 @@ class AnswerRow:
         """Nothing was found to read: the document's adapter answers, from the prompt on."""
         self._reader = self._lines = None
         self._text = self._begin(self.request.adapter, self.prompt)
+        self._begin_parts()
+
+    def _begin_parts(self) -> None:
+        """Look first whether the document is one of parts."""
+        if self._segments is not None and self.request.adapter is not None:
+            self._parts = PartRecall(self.request.adapter, self.request.question.strip(), self._segments, self._base)
+
+    def _read_part(self, parts: PartRecall) -> None:
+        """Let the document's adapter read the part that was chosen, and answer; without parts, recall by itself."""
+        if not parts.done:
+            return
+        self._parts = None
+        if parts.found is not None and self.templates.support is not None:
+            before = self.templates.support.partition("{support}")[0]
+            read = self._encode(before + parts.found)[: self.templates.max_support_tokens]
+            self.ids.extend([*read, *self._support_end_ids])
+            self.answer_from, self.support = len(self.ids), parts.found
 
     def _begin(self, adapter: Tensor | None, prompt: list[int]) -> TokenTrack:
         return TokenTrack(adapter, prompt, room=self._room)

@@ -216,7 +216,7 @@ class PerkModel:
 
     def start_batch(self) -> AnswerBatch:
         """Start an empty batch, which questions may join and leave between two tokens."""
-        return AnswerBatch(self.adapted, self.settings.templates, self._reader)
+        return AnswerBatch(self.adapted, self.settings.templates, self._reader, self.settings.segments)
 
     def start_answer(self, requests: Sequence[AnswerRequest]) -> Answering:
         """Start a batch of questions, each with its own adapter."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from perk.errors import InvalidInput
+from perk.parts import are_paragraphs, part_name, to_one_line
 from perk.segment import Segment
 from perk.sentences import sentences, text_lines
 from perk.series import numbered_series, series_lines
@@ -67,10 +68,13 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
             pieces.append(tokens)
         else:
             pieces.extend(_pack(sentences(line, shortest=0), tokenizer, settings.max_tokens, lead))
+    series = numbered_series(text) if settings.series or settings.parts else {}
+    if settings.parts and not series:
+        pieces = _as_parts(pieces, tokenizer, lead)
     end = _tokens(settings.end, tokenizer)
     pieces = [[*piece, *end] for piece in pieces]
     weights: list[tuple[float, ...]] = [()] * len(pieces)
-    if settings.series and (series := numbered_series(text)):
+    if settings.series and series:
         weights = [entry_weights(piece, series, tokenizer, lead) for piece in pieces]
         for line in series_lines(series):
             name, said = _tokens(lead + line.partition(":")[0], tokenizer), [*_tokens(lead + line, tokenizer), *end]
@@ -89,6 +93,17 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
 def segment_start(text: str, tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings) -> list[int]:
     """Token ids of a segment of no number in particular that begins with a text."""
     return [*_tokens(settings.prefix.format(index=""), tokenizer), *_tokens(_lead(settings) + text, tokenizer)]
+
+
+def _as_parts(pieces: list[list[int]], tokenizer: PreTrainedTokenizerBase, lead: str) -> list[list[int]]:
+    """Each piece behind its number, if they are paragraphs; else as they are."""
+    texts = [str(tokenizer.decode(piece)).removeprefix(lead) for piece in pieces]
+    if not are_paragraphs(texts):
+        return pieces
+    return [
+        [*_tokens(lead + part_name(number, len(texts)), tokenizer), *_tokens(f" {to_one_line(text)}", tokenizer)]
+        for number, text in enumerate(texts, start=1)
+    ]
 
 
 def _lead(settings: SegmentSettings) -> str:

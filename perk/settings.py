@@ -79,7 +79,7 @@ class SegmentSettings(_Settings):
     """How a document becomes a batch of short segments."""
 
     max_tokens: int = Field(default=128, ge=8)
-    """Longest segment, its prefix not counted."""
+    """Longest segment, its prefix and its number as a part not counted."""
     prefix: str = "doc_{index}: "
     """Names the segment; carries no loss. ``{index}`` is the segment's running number, from 1. Where it does not end in
     a space, the text begins with one: a text is recalled best in the form in which it was read, after a prompt."""
@@ -90,6 +90,8 @@ class SegmentSettings(_Settings):
     each support."""
     series: bool = Field(default=False, exclude_if=lambda value: value is False)
     """Whether the document's numbered series are read too, and where each ends (`perk.series`)."""
+    parts: bool = Field(default=False, exclude_if=lambda value: value is False)
+    """Whether paragraphs of a text without such series are numbered, so that each can be recalled (`perk.parts`)."""
 
     @model_validator(mode="after")
     def _prefix_formats(self) -> SegmentSettings:

@@ -1,4 +1,4 @@
-"""The shipped checkpoint on a story of things that change hands: its reader finds out entry by entry who had what."""
+"""The shipped checkpoint: its reader finds out entry by entry who had what, and of an article it recalls every part."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ Otto Event 1: Otto moved to the school.
 Lea Event 2: Lea picked up the parcel there.
 Otto Event 4: Otto went to the harbor.
 Lea Event 5: Lea moved to the library."""
+_ARTICLE = """\
+The Copper Kettle
+
+The Copper Kettle is an inn on the coast road. It has nine rooms and a garden with pear trees.
+
+It was built by the smuggler Ned Crowe. He hid brandy under the kitchen floor.
+
+A flood carried off the stables in 1912. They were never built again."""
 _ANSWERS = {"Where is the parcel?": "station", "Where was the umbrella before the harbor?": "museum"}
 
 
@@ -52,3 +60,17 @@ def test_answers_follow_from_entries_of_the_document(model: PerkModel, adapter: 
 def test_other_questions_are_left_to_the_document(model: PerkModel, adapter: torch.Tensor) -> None:
     answer = model.answer(adapter, "What is the grade of the student with ID 3388504?", max_tokens=8)
     assert "Series" not in answer.support
+
+
+def test_of_an_article_every_part_is_recalled_and_the_one_asked_about_is_read(model: PerkModel) -> None:
+    adapter = model.encode(_ARTICLE).adapter
+    batch = model.start_batch()
+    questions = ["Who built the inn?", "When did a flood carry off the stables?"]
+    rows = [batch.add(AnswerRequest(question, adapter=adapter, max_tokens=8)) for question in questions]
+    while batch.rows:
+        batch.advance()
+    assert [row.support for row in rows] == _ARTICLE.split("\n\n")[2:]
+    assert "Ned Crowe" in rows[0].sent
+    assert rows[1].sent == "1912"
+    alone = model.answer(adapter, questions[1], max_tokens=8)
+    assert (alone.text, alone.support) == (rows[1].sent, rows[1].support), "it depends on what else is asked"

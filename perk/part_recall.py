@@ -1,0 +1,127 @@
+"""A document's numbered parts (`perk.parts`), recalled from its adapter, and the one that a question is about.
+
+All of them are recalled side by side, each on a track of its own. Then every track goes on with the question, under the
+same adapter: the part behind which it comes least as a surprise is the one that is taken.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+from perk.base_model import BaseModel
+from perk.parts import part_count, part_name, part_start
+from perk.reader import LINE_END
+from perk.segments import segment_start
+from perk.settings import SegmentSettings
+from perk.token_track import TokenTrack
+
+__all__ = ["PartRecall"]
+
+# Tokens of a number and a colon.
+_COUNT_TOKENS = 4
+# An adapter that has read a count is sure of it.
+_LEAST_PROBABILITY = 0.5
+_BEFORE_QUESTION = "\nQuestion:"
+
+
+class _Stage(Enum):
+    """What comes next: how many parts there are, what they say, or how well the question goes with each."""
+
+    COUNT = auto()
+    TEXT = auto()
+    QUESTION = auto()
+    DONE = auto()
+
+
+class PartRecall:
+    """The parts of a document for one question.
+
+    Attributes:
+        found: what the part says that the question is about, once all is `done`; None where there are no parts.
+    """
+
+    def __init__(self, adapter: Tensor, question: str, segments: SegmentSettings, base: BaseModel) -> None:
+        """Recall nothing yet; all will be recalled under a document's adapter ``[P]``."""
+        self.found: str | None = None
+        self._adapter = adapter
+        self._question = base.tokenizer.encode(f" {question}", add_special_tokens=False, verbose=False)
+        self._before_question = base.tokenizer.encode(_BEFORE_QUESTION, add_special_tokens=False, verbose=False)
+        self._segments = segments
+        self._base = base
+        self._stage = _Stage.COUNT
+        self._running = [TokenTrack(adapter, self._prompt(part_start(1)), room=_COUNT_TOKENS)]
+        self._told: list[TokenTrack] = []
+        self._surprise: dict[str, float] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to be recalled."""
+        return self._stage is _Stage.DONE
+
+    @property
+    def tracks(self) -> list[TokenTrack]:
+        """What is being recalled or read."""
+        return list(self._running)
+
+    def take(self, track: TokenTrack, logits: Tensor) -> None:
+        """Go on with a track, given logits ``[1 + draft, V]`` of what follows the tokens of its draft and one more."""
+        if self._stage is _Stage.COUNT:
+            self._take_count(track, logits[-1])
+        elif self._stage is _Stage.TEXT:
+            self._take_text(track, int(logits[-1].argmax()))
+        else:
+            self._take_question(track, logits)
+
+    def _take_count(self, track: TokenTrack, logits: Tensor) -> None:
+        probability, token = logits.float().softmax(-1).max(-1)
+        track.ids.append(int(token))
+        count = part_count(part_start(1) + self._text(track))
+        if float(probability) < _LEAST_PROBABILITY or (track.full and count is None):
+            self._stage, self._running = _Stage.DONE, []
+        elif count is not None:
+            self._begin_parts(count)
+
+    def _begin_parts(self, count: int) -> None:
+        prompts = [self._prompt(part_name(number, count)) for number in range(1, count + 1)]
+        behind = len(self._before_question) + len(self._question)
+        room = min(self._segments.max_tokens, self._base.max_positions - behind - max(map(len, prompts)))
+        if room < 1:
+            # A question of nearly the model's whole length: it could not be read behind any of them.
+            self._stage, self._running = _Stage.DONE, []
+        else:
+            self._stage, self._running = _Stage.TEXT, [TokenTrack(self._adapter, ids, room=room) for ids in prompts]
+
+    def _take_text(self, track: TokenTrack, token: int) -> None:
+        if token != self._base.eos_id:
+            track.ids.append(token)
+            if LINE_END not in self._base.tokenizer.decode([token]) and not track.full:
+                return
+        # What ended it was not read, and is no part of it.
+        del track.ids[track.cache.length - len(track.prompt) :]
+        self._running.remove(track)
+        self._told.append(track)
+        if not self._running:
+            self._running = [told for told in self._told if told.ids]
+            self._stage = _Stage.QUESTION if self._running else _Stage.DONE
+            for told in self._running:
+                told.ids.extend(self._before_question)
+                told.draft = list(self._question)
+
+    def _take_question(self, track: TokenTrack, logits: Tensor) -> None:
+        chosen = torch.tensor(track.draft, device=logits.device)[:, None]
+        surprise = -float(logits[:-1].float().log_softmax(-1).gather(1, chosen).sum())
+        del track.ids[-len(self._before_question) :]
+        self._surprise[self._text(track).strip()] = surprise
+        self._running.remove(track)
+        if not self._running:
+            self._stage = _Stage.DONE
+            self.found = min(self._surprise, key=self._surprise.__getitem__)
+
+    def _prompt(self, start: str) -> list[int]:
+        return segment_start(start, self._base.tokenizer, self._segments)
+
+    def _text(self, track: TokenTrack) -> str:
+        return str(self._base.tokenizer.decode(track.ids, skip_special_tokens=True))

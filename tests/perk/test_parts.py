@@ -1,0 +1,178 @@
+"""Paragraphs are read as numbered parts, recalled side by side, and the one that the question goes with is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from perk import AnswerRequest, PerkModel
+from perk.answer_row import AnswerDelta, AnswerRow
+from perk.part_recall import PartRecall
+from perk.parts import are_paragraphs, part_count, part_name, to_one_line
+from perk.segments import normalise, split_segments
+from perk.settings import SegmentSettings, TemplateSettings
+from perk.token_track import TokenTrack
+
+_SEGMENTS = SegmentSettings(max_tokens=40, prefix="doc_{index}?\nSupport:", end="\n", parts=True)
+_TEMPLATES = TemplateSettings(
+    prompt="{question}\nSupport:", support=" {support}\nAnswer:", answer=" {answer}", max_support_tokens=200
+)
+_QUESTION = "Who built it?"
+_ARTICLE = "The Mill\n\nIt stands by a river. It is old.\n\nAnn built it. She was a mason."
+
+
+def _texts(text: str, tokenizer: PreTrainedTokenizerFast, settings: SegmentSettings = _SEGMENTS) -> list[str]:
+    segments = split_segments(normalise(text), tokenizer, settings)
+    return [str(tokenizer.decode(list(segment.ids[segment.prefix_tokens :]))) for segment in segments]
+
+
+def test_each_paragraph_stands_behind_its_number_and_their_count(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert _texts(_ARTICLE, tiny_tokenizer) == [
+        " Part 1 of 2: The Mill. It stands by a river. It is old.\n",
+        " Part 2 of 2: Ann built it. She was a mason.\n",
+    ]
+    assert "parts" not in SegmentSettings().model_dump(), "fingerprints of checkpoints without it stay what they were"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ann built it. She was a mason.",
+        "Student <1>, Name: Ann, Grade: 4\nStudent <2>, Name: Bob, Grade: 3\nStudent <3>, Name: Cy, Grade: 2",
+        "Ann Event 1: Ann went out. It rained.\nAnn Event 2: Ann came in. It was late.",
+        "\n\n".join(["Ann built it. She was a mason."] * 17),
+    ],
+    ids=["one paragraph", "records", "a numbered series", "too many"],
+)
+def test_other_texts_are_read_as_they_are(text: str, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    plain = _SEGMENTS.model_copy(update={"parts": False})
+    assert _texts(text, tiny_tokenizer) == _texts(text, tiny_tokenizer, plain)
+
+
+def test_a_quarter_of_the_pieces_may_be_no_paragraphs() -> None:
+    paragraph, line = "Ann built it. She was a mason.", "Ann built it."
+    assert are_paragraphs([paragraph] * 3 + [line])
+    assert not are_paragraphs([paragraph] * 5 + [line] * 2)
+
+
+@pytest.mark.parametrize(
+    ("piece", "line"),
+    [("The Mill\nIt is old.", "The Mill. It is old."), ("He said:\n“Go.”\nShe went.", "He said: “Go.” She went.")],
+)
+def test_a_part_is_one_line(piece: str, line: str) -> None:
+    assert to_one_line(piece) == line
+
+
+@pytest.mark.parametrize(("name", "count"), [("Part 1 of 16:", 16), ("Part 1 of 1:", None), ("Part 1 of 17:", None)])
+def test_the_first_name_tells_how_many_there_are(name: str, count: int | None) -> None:
+    assert part_count(name) == count
+    assert count is None or part_name(1, count) == name
+
+
+class _Script:
+    """A row without a reader that is told what the model says."""
+
+    def __init__(self, model: PerkModel) -> None:
+        self.base = model.base
+        request = AnswerRequest(_QUESTION, adapter=torch.ones(model.adapter_size), max_tokens=9)
+        self.row = AnswerRow(0, request, _TEMPLATES, model.base, segments=_SEGMENTS)
+        self.deltas: list[AnswerDelta] = []
+
+    def read(self, track: TokenTrack) -> str:
+        """What the model reads next of a track."""
+        text = str(self.base.tokenizer.decode(track.unread))
+        track.cache.length += len(track.unread)
+        return text
+
+    def say(self, text: str | None, *, sure: bool = True) -> None:
+        """Write a text, or the end token, on the first track; `sure`: with all of the probability."""
+        base = self.base
+        ids = [base.eos_id] if text is None else base.tokenizer.encode(text, add_special_tokens=False)
+        for token in ids:
+            track = self.row.tracks[0]
+            if track.unread:
+                self.read(track)
+            logits = torch.nn.functional.one_hot(torch.tensor([token]), len(base.tokenizer)).float()
+            self.deltas += self.row.take_all(track, logits * (100 if sure else 1))
+
+    def ask(self, likelihood: float) -> None:
+        """Let the model find every token of the question as likely behind the first track."""
+        track = self.row.tracks[0]
+        logits = torch.zeros(1 + len(track.draft), len(self.base.tokenizer))
+        logits[torch.arange(len(track.draft)), track.draft] = likelihood
+        self.row.take_all(track, logits)
+
+    def told(self) -> list[str]:
+        """What the model reads next of all tracks."""
+        return [self.read(track) for track in self.row.tracks]
+
+
+@pytest.fixture
+def script(make_model: Callable[..., PerkModel]) -> _Script:
+    return _Script(make_model())
+
+
+def test_parts_are_recalled_by_their_numbers_and_the_one_that_was_meant_is_read(script: _Script) -> None:
+    assert script.told() == ["doc_?\nSupport: Part 1 of"]
+    script.say(" 3:")
+    assert script.told() == [f"doc_?\nSupport: Part {number} of 3:" for number in (1, 2, 3)]
+    script.say(" The mill is old.\n")
+    script.say(" Ann built it.")
+    script.say(None)
+    script.say(" It burned down.\n")
+    assert script.told() == [f"\nQuestion: {_QUESTION}"] * 3
+    for likelihood in (1.0, 3.0, 2.0):
+        script.ask(likelihood)
+    assert script.told() == [f"{_QUESTION}\nSupport: Ann built it.\nAnswer:"]
+    script.say(" Ann")
+    script.say(None)
+    assert "".join(delta.text for delta in script.deltas) == "Ann"
+    assert script.deltas[-1].support == "Ann built it."
+    assert script.row.finished
+
+
+@pytest.mark.parametrize(("said", "sure"), [(" ", False), (" the", True), (" 1:", True), (" 99:", True)])
+def test_a_document_without_parts_answers_by_itself(script: _Script, said: str, sure: bool) -> None:
+    script.say(said, sure=sure)
+    while script.row.tracks[0].prompt != script.row.prompt:
+        script.say("x")
+    assert script.told() == [f"{_QUESTION}\nSupport:"]
+
+
+def test_parts_of_which_nothing_is_left_are_none(script: _Script) -> None:
+    script.say(" 2:")
+    script.say(None)
+    script.say(None)
+    assert script.told() == [f"{_QUESTION}\nSupport:"]
+
+
+def test_without_an_adapter_nothing_is_recalled(make_model: Callable[..., PerkModel]) -> None:
+    model = make_model()
+    row = AnswerRow(0, AnswerRequest(_QUESTION), _TEMPLATES, model.base, segments=_SEGMENTS)
+    assert [track.adapter for track in row.tracks] == [None]
+    assert row.tracks[0].prompt == row.prompt
+
+
+@pytest.mark.parametrize("room", [3, 0])
+def test_a_part_leaves_room_for_the_question_behind_it(make_model: Callable[..., PerkModel], room: int) -> None:
+    model = make_model()
+    tokenizer, adapter = model.base.tokenizer, torch.ones(model.adapter_size)
+    around = len(tokenizer.encode(f"doc_?\nSupport: Part 1 of 2:\nQuestion: {_QUESTION}"))
+    parts = PartRecall(adapter, _QUESTION, _SEGMENTS, replace(model.base, max_positions=around + room))
+
+    def say(text: str, track: TokenTrack) -> None:
+        for token in tokenizer.encode(text):
+            track.cache.length += len(track.unread)
+            parts.take(track, torch.nn.functional.one_hot(torch.tensor([token]), len(tokenizer)) * 100.0)
+
+    say(" 2:", parts.tracks[0])
+    assert parts.done == (room == 0)
+    for track in parts.tracks:
+        say("x" * room, track)
+    for track in parts.tracks:
+        assert len(track.prompt) + len(track.unread) + room - 1 <= around + room
+    assert parts.found is None
