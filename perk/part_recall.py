@@ -22,8 +22,10 @@ __all__ = ["PartRecall"]
 
 # Tokens of a number and a colon.
 _COUNT_TOKENS = 4
-# An adapter that has read a count is sure of it.
-_LEAST_PROBABILITY = 0.5
+# An adapter is sure of nearly every token that it has read there: the count, and most of a part.
+_SURE = 0.5
+# Where so many of the last tokens were unsure, the first of them was wrong.
+_MOST_UNSURE, _LAST_TOKENS = 3, 16
 _BEFORE_QUESTION = "\nQuestion:"
 
 
@@ -34,6 +36,48 @@ class _Stage(Enum):
     TEXT = auto()
     QUESTION = auto()
     DONE = auto()
+
+
+class _Part:
+    """A part while it is recalled. Where memory gives out, the next likeliest token is tried once; then it ends there.
+
+    Attributes:
+        track: its tokens.
+        ended: whether nothing more is to be recalled of it.
+    """
+
+    def __init__(self, track: TokenTrack, base: BaseModel) -> None:
+        self.track = track
+        self.ended = False
+        self._base = base
+        # Where the model was unsure, and what else it might have been.
+        self._unsure: dict[int, int] = {}
+        self._tried: int | None = None
+
+    def take(self, logits: Tensor) -> None:
+        """Go on, given logits ``[V]``."""
+        ids = self.track.ids
+        likeliest, tokens = logits.float().softmax(-1).topk(2)
+        token, other = tokens.tolist()
+        if float(likeliest[0]) < _SURE:
+            self._unsure[len(ids)] = other
+        recent = [place for place in self._unsure if place > len(ids) - _LAST_TOKENS]
+        if len(recent) >= _MOST_UNSURE:
+            self._go_back(recent[0])
+        elif token == self._base.eos_id or LINE_END in self._base.tokenizer.decode([token]) or self.track.full:
+            self.ended = True
+        else:
+            ids.append(token)
+
+    def _go_back(self, place: int) -> None:
+        if self._tried is not None and place < self._tried + _LAST_TOKENS:
+            self.track.cut(self._tried)
+            self.ended = True
+            return
+        self.track.cut(place)
+        self.track.ids.append(self._unsure[place])
+        self._unsure = {earlier: token for earlier, token in self._unsure.items() if earlier < place}
+        self._tried = place
 
 
 class PartRecall:
@@ -53,7 +97,7 @@ class PartRecall:
         self._base = base
         self._stage = _Stage.COUNT
         self._running = [TokenTrack(adapter, self._prompt(part_start(1)), room=_COUNT_TOKENS)]
-        self._told: list[TokenTrack] = []
+        self._parts: list[_Part] = []
         self._surprise: dict[str, float] = {}
 
     @property
@@ -71,7 +115,7 @@ class PartRecall:
         if self._stage is _Stage.COUNT:
             self._take_count(track, logits[-1])
         elif self._stage is _Stage.TEXT:
-            self._take_text(track, int(logits[-1].argmax()))
+            self._take_text(track, logits[-1])
         else:
             self._take_question(track, logits)
 
@@ -79,7 +123,7 @@ class PartRecall:
         probability, token = logits.float().softmax(-1).max(-1)
         track.ids.append(int(token))
         count = part_count(part_start(1) + self._text(track))
-        if float(probability) < _LEAST_PROBABILITY or (track.full and count is None):
+        if float(probability) < _SURE or (track.full and count is None):
             self._stage, self._running = _Stage.DONE, []
         elif count is not None:
             self._begin_parts(count)
@@ -92,19 +136,16 @@ class PartRecall:
             # A question of nearly the model's whole length: it could not be read behind any of them.
             self._stage, self._running = _Stage.DONE, []
         else:
-            self._stage, self._running = _Stage.TEXT, [TokenTrack(self._adapter, ids, room=room) for ids in prompts]
+            self._parts = [_Part(TokenTrack(self._adapter, ids, room=room), self._base) for ids in prompts]
+            self._stage, self._running = _Stage.TEXT, [part.track for part in self._parts]
 
-    def _take_text(self, track: TokenTrack, token: int) -> None:
-        if token != self._base.eos_id:
-            track.ids.append(token)
-            if LINE_END not in self._base.tokenizer.decode([token]) and not track.full:
-                return
-        # What ended it was not read, and is no part of it.
-        del track.ids[track.cache.length - len(track.prompt) :]
-        self._running.remove(track)
-        self._told.append(track)
+    def _take_text(self, track: TokenTrack, logits: Tensor) -> None:
+        part = next(part for part in self._parts if part.track is track)
+        part.take(logits)
+        if part.ended:
+            self._running.remove(track)
         if not self._running:
-            self._running = [told for told in self._told if told.ids]
+            self._running = [part.track for part in self._parts if part.track.ids]
             self._stage = _Stage.QUESTION if self._running else _Stage.DONE
             for told in self._running:
                 told.ids.extend(self._before_question)

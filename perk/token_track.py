@@ -44,6 +44,11 @@ class TokenTrack:
             return [*self.prompt, *self.ids, *self.draft]
         return [*self.ids[read - len(self.prompt) :], *self.draft]
 
+    def cut(self, length: int) -> None:
+        """Forget all ids from that one on, read or not."""
+        del self.ids[length:]
+        self.cache.length = min(self.cache.length, len(self.prompt) + length)
+
     def settle_draft(self, kept: int) -> None:
         """Forget what was read of the draft behind its first `kept` tokens, which are written now."""
         self.cache.length -= len(self.draft) - kept

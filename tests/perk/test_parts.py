@@ -99,6 +99,17 @@ class _Script:
             logits = torch.nn.functional.one_hot(torch.tensor([token]), len(base.tokenizer)).float()
             self.deltas += self.row.take_all(track, logits * (100 if sure else 1))
 
+    def doubt(self, *tokens: str) -> None:
+        """Let the model find some tokens about as likely as one another on the first track, the first a little more."""
+        track = self.row.tracks[0]
+        if track.unread:
+            self.read(track)
+        logits = torch.zeros(1, len(self.base.tokenizer))
+        for place, token in enumerate(tokens):
+            (only,) = self.base.tokenizer.encode(token, add_special_tokens=False)
+            logits[0, only] = 50 - place / 10
+        self.row.take_all(track, logits)
+
     def ask(self, likelihood: float) -> None:
         """Let the model find every token of the question as likely behind the first track."""
         track = self.row.tracks[0]
@@ -133,6 +144,26 @@ def test_parts_are_recalled_by_their_numbers_and_the_one_that_was_meant_is_read(
     assert "".join(delta.text for delta in script.deltas) == "Ann"
     assert script.deltas[-1].support == "Ann built it."
     assert script.row.finished
+
+
+def test_where_memory_gives_out_the_next_likeliest_token_is_tried_once(script: _Script) -> None:
+    script.say(" 2:")
+    first, second = script.row.tracks
+    script.say(" An")
+    for _ in range(3):
+        script.doubt("d", "n", "y")
+    script.say(" built it.\n")
+    script.say(" Bob slept.")
+    for _ in range(2):
+        script.doubt("d", "n", "y")
+    script.say(" He was tired, and long into the day.")
+    for _ in range(6):
+        script.doubt("x", "y", "z")
+    assert script.told() == [f"\nQuestion: {_QUESTION}"] * 2
+    told = [str(script.base.tokenizer.decode(track.ids)) for track in (first, second)]
+    assert told[0].startswith(" Ann built it.")
+    expected = " Bob slept.dd He was tired, and long into the day.\nQuestion"
+    assert told[1].startswith(expected), "two doubts are no matter"
 
 
 @pytest.mark.parametrize(("said", "sure"), [(" ", False), (" the", True), (" 1:", True), (" 99:", True)])
@@ -174,5 +205,5 @@ def test_a_part_leaves_room_for_the_question_behind_it(make_model: Callable[...,
     for track in parts.tracks:
         say("x" * room, track)
     for track in parts.tracks:
-        assert len(track.prompt) + len(track.unread) + room - 1 <= around + room
+        assert len(track.prompt) + len(track.ids) + len(track.draft) <= around + room
     assert parts.found is None
