@@ -27,6 +27,8 @@ _SURE = 0.5
 # Where so many of the last tokens were unsure, the first of them was wrong.
 _MOST_UNSURE, _LAST_TOKENS = 3, 16
 _BEFORE_QUESTION = "\nQuestion:"
+# Of a longer question, its end chooses the part: it is read behind each of them, and all at once.
+_QUESTION_TOKENS = 48
 
 
 class _Stage(Enum):
@@ -91,7 +93,8 @@ class PartRecall:
         """Recall nothing yet; all will be recalled under a document's adapter ``[P]``."""
         self.found: str | None = None
         self._adapter = adapter
-        self._question = base.tokenizer.encode(f" {question}", add_special_tokens=False, verbose=False)
+        whole = base.tokenizer.encode(f" {question}", add_special_tokens=False, verbose=False)
+        self._question = whole[-_QUESTION_TOKENS:]
         self._before_question = base.tokenizer.encode(_BEFORE_QUESTION, add_special_tokens=False, verbose=False)
         self._segments = segments
         self._base = base
@@ -133,7 +136,7 @@ class PartRecall:
         behind = len(self._before_question) + len(self._question)
         room = min(self._segments.max_tokens, self._base.max_positions - behind - max(map(len, prompts)))
         if room < 1:
-            # A question of nearly the model's whole length: it could not be read behind any of them.
+            # The question could not be read behind any of them.
             self._stage, self._running = _Stage.DONE, []
         else:
             self._parts = [_Part(TokenTrack(self._adapter, ids, room=room), self._base) for ids in prompts]

@@ -207,3 +207,17 @@ def test_a_part_leaves_room_for_the_question_behind_it(make_model: Callable[...,
     for track in parts.tracks:
         assert len(track.prompt) + len(track.ids) + len(track.draft) <= around + room
     assert parts.found is None
+
+
+def test_of_a_long_question_the_end_chooses_the_part(make_model: Callable[..., PerkModel]) -> None:
+    model = make_model()
+    tokenizer, question = model.base.tokenizer, "and then " * 100 + _QUESTION
+    parts = PartRecall(torch.ones(model.adapter_size), question, _SEGMENTS, replace(model.base, max_positions=9999))
+    for text in (" 2:", " Ann slept.\n", " Bob woke.\n"):
+        (track, *_) = parts.tracks
+        for token in tokenizer.encode(text, add_special_tokens=False):
+            track.cache.length += len(track.unread)
+            parts.take(track, torch.nn.functional.one_hot(torch.tensor([token]), len(tokenizer)) * 100.0)
+    drafts = [track.draft for track in parts.tracks]
+    assert [len(draft) for draft in drafts] == [48, 48]
+    assert str(tokenizer.decode(drafts[0])).endswith(_QUESTION)
