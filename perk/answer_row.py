@@ -119,8 +119,7 @@ class AnswerRow:
         if self._reader is not None:
             self._text = self._begin(self._reader.adapter, prompt)
         else:
-            self._text = self._begin(request.adapter, prompt)
-            self._begin_parts()
+            self._begin_document(prompt)
         # An entry's name, while the rest of it is recalled.
         self._cue = ""
         self._lines: LineRecall | None = None
@@ -280,11 +279,11 @@ class AnswerRow:
     def _leave_to_document(self) -> None:
         """Nothing was found to read: the document's adapter answers, from the prompt on."""
         self._reader = self._lines = None
-        self._text = self._begin(self.request.adapter, self.prompt)
-        self._begin_parts()
+        self._begin_document(self.prompt)
 
-    def _begin_parts(self) -> None:
-        """Look first whether the document is one of parts."""
+    def _begin_document(self, prompt: list[int]) -> None:
+        """Leave the text to the document's adapter; first it is looked whether the document is one of parts."""
+        self._text = self._begin(self.request.adapter, prompt)
         if self._segments is not None and self.request.adapter is not None:
             self._parts = PartRecall(self.request.adapter, self.request.question.strip(), self._segments, self._base)
 

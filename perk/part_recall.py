@@ -6,8 +6,6 @@ same adapter: the part behind which it comes least as a surprise is the one that
 
 from __future__ import annotations
 
-from enum import Enum, auto
-
 import torch
 from torch import Tensor
 
@@ -29,15 +27,6 @@ _MOST_UNSURE, _LAST_TOKENS = 3, 16
 _BEFORE_QUESTION = "\nQuestion:"
 # Of a longer question, its end chooses the part: it is read behind each of them, and all at once.
 _QUESTION_TOKENS = 48
-
-
-class _Stage(Enum):
-    """What comes next: how many parts there are, what they say, or how well the question goes with each."""
-
-    COUNT = auto()
-    TEXT = auto()
-    QUESTION = auto()
-    DONE = auto()
 
 
 class _Part:
@@ -85,6 +74,8 @@ class _Part:
 class PartRecall:
     """The parts of a document for one question.
 
+    First it is recalled how many there are, then what they say, and then how well the question goes with each.
+
     Attributes:
         found: what the part says that the question is about, once all is `done`; None where there are no parts.
     """
@@ -98,7 +89,6 @@ class PartRecall:
         self._before_question = base.tokenizer.encode(_BEFORE_QUESTION, add_special_tokens=False, verbose=False)
         self._segments = segments
         self._base = base
-        self._stage = _Stage.COUNT
         self._running = [TokenTrack(adapter, self._prompt(part_start(1)), room=_COUNT_TOKENS)]
         self._parts: list[_Part] = []
         self._surprise: dict[str, float] = {}
@@ -106,7 +96,7 @@ class PartRecall:
     @property
     def done(self) -> bool:
         """Whether nothing more is to be recalled."""
-        return self._stage is _Stage.DONE
+        return not self._running
 
     @property
     def tracks(self) -> list[TokenTrack]:
@@ -115,19 +105,19 @@ class PartRecall:
 
     def take(self, track: TokenTrack, logits: Tensor) -> None:
         """Go on with a track, given logits ``[1 + draft, V]`` of what follows the tokens of its draft and one more."""
-        if self._stage is _Stage.COUNT:
+        if not self._parts:
             self._take_count(track, logits[-1])
-        elif self._stage is _Stage.TEXT:
-            self._take_text(track, logits[-1])
-        else:
+        elif track.draft:
             self._take_question(track, logits)
+        else:
+            self._take_text(track, logits[-1])
 
     def _take_count(self, track: TokenTrack, logits: Tensor) -> None:
         probability, token = logits.float().softmax(-1).max(-1)
         track.ids.append(int(token))
         count = part_count(part_start(1) + self._text(track))
         if float(probability) < _SURE or (track.full and count is None):
-            self._stage, self._running = _Stage.DONE, []
+            self._running = []
         elif count is not None:
             self._begin_parts(count)
 
@@ -135,12 +125,10 @@ class PartRecall:
         prompts = [self._prompt(part_name(number, count)) for number in range(1, count + 1)]
         behind = len(self._before_question) + len(self._question)
         room = min(self._segments.max_tokens, self._base.max_positions - behind - max(map(len, prompts)))
-        if room < 1:
-            # The question could not be read behind any of them.
-            self._stage, self._running = _Stage.DONE, []
-        else:
+        # Without room the question could not be read behind any of them.
+        if room > 0:
             self._parts = [_Part(TokenTrack(self._adapter, ids, room=room), self._base) for ids in prompts]
-            self._stage, self._running = _Stage.TEXT, [part.track for part in self._parts]
+        self._running = [part.track for part in self._parts]
 
     def _take_text(self, track: TokenTrack, logits: Tensor) -> None:
         part = next(part for part in self._parts if part.track is track)
@@ -149,7 +137,6 @@ class PartRecall:
             self._running.remove(track)
         if not self._running:
             self._running = [part.track for part in self._parts if part.track.ids]
-            self._stage = _Stage.QUESTION if self._running else _Stage.DONE
             for told in self._running:
                 told.ids.extend(self._before_question)
                 told.draft = list(self._question)
@@ -161,7 +148,6 @@ class PartRecall:
         self._surprise[self._text(track).strip()] = surprise
         self._running.remove(track)
         if not self._running:
-            self._stage = _Stage.DONE
             self.found = min(self._surprise, key=self._surprise.__getitem__)
 
     def _prompt(self, start: str) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from perk import AnswerRequest, PerkModel
 from perk.answer_row import AnswerDelta, AnswerRow
@@ -188,22 +188,22 @@ def test_without_an_adapter_nothing_is_recalled(make_model: Callable[..., PerkMo
     assert row.tracks[0].prompt == row.prompt
 
 
+def _say(parts: PartRecall, tokenizer: PreTrainedTokenizerBase, text: str, track: TokenTrack) -> None:
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        track.cache.length += len(track.unread)
+        parts.take(track, torch.nn.functional.one_hot(torch.tensor([token]), len(tokenizer)) * 100.0)
+
+
 @pytest.mark.parametrize("room", [3, 0])
 def test_a_part_leaves_room_for_the_question_behind_it(make_model: Callable[..., PerkModel], room: int) -> None:
     model = make_model()
     tokenizer, adapter = model.base.tokenizer, torch.ones(model.adapter_size)
     around = len(tokenizer.encode(f"doc_?\nSupport: Part 1 of 2:\nQuestion: {_QUESTION}"))
     parts = PartRecall(adapter, _QUESTION, _SEGMENTS, replace(model.base, max_positions=around + room))
-
-    def say(text: str, track: TokenTrack) -> None:
-        for token in tokenizer.encode(text):
-            track.cache.length += len(track.unread)
-            parts.take(track, torch.nn.functional.one_hot(torch.tensor([token]), len(tokenizer)) * 100.0)
-
-    say(" 2:", parts.tracks[0])
+    _say(parts, tokenizer, " 2:", parts.tracks[0])
     assert parts.done == (room == 0)
     for track in parts.tracks:
-        say("x" * room, track)
+        _say(parts, tokenizer, "x" * room, track)
     for track in parts.tracks:
         assert len(track.prompt) + len(track.ids) + len(track.draft) <= around + room
     assert parts.found is None
@@ -214,10 +214,7 @@ def test_of_a_long_question_the_end_chooses_the_part(make_model: Callable[..., P
     tokenizer, question = model.base.tokenizer, "and then " * 100 + _QUESTION
     parts = PartRecall(torch.ones(model.adapter_size), question, _SEGMENTS, replace(model.base, max_positions=9999))
     for text in (" 2:", " Ann slept.\n", " Bob woke.\n"):
-        (track, *_) = parts.tracks
-        for token in tokenizer.encode(text, add_special_tokens=False):
-            track.cache.length += len(track.unread)
-            parts.take(track, torch.nn.functional.one_hot(torch.tensor([token]), len(tokenizer)) * 100.0)
+        _say(parts, tokenizer, text, parts.tracks[0])
     drafts = [track.draft for track in parts.tracks]
     assert [len(draft) for draft in drafts] == [48, 48]
     assert str(tokenizer.decode(drafts[0])).endswith(_QUESTION)
