@@ -127,9 +127,8 @@ def count_encoding_flops(
     forward = _Linear.frozen if merged else _Linear.forward
     backward = _Linear.merged_backward if merged else _Linear.backward
     for batch in batches:
-        rows, length = batch.ids.shape
-        tokens, loss_tokens = rows * length, batch.targets.numel()
-        look = 2 * rows * _attention_width(adapted) * length * (length + 1)
+        tokens, loss_tokens = batch.ids.numel(), batch.targets.numel()
+        look = 2 * _attention_width(adapted) * sum(length * (length + 1) for length in batch.row_lengths)
 
         once = sum(linear.frozen(tokens) for layer in lower for linear in layer)
         attention += len(lower) * look

@@ -7,24 +7,28 @@ buffers written in place and used again, and an eighth of the numbers kept for t
 
 Products may be of a narrower type than the rest (`kernels.product_dtype`): what goes into one is cast to it, and what
 comes out is cast back, but for what goes from one into the next with a single operation between, which stays narrow.
-States may have more rows than there are tokens, so that products of different micro-batches have the same shape: such
-rows take part in everything but attention, and their gradients are zeros where that of the output is.
+Sequences of whatever lengths lie one behind another, without padding: only attention tells them apart. States may have
+more rows than there are tokens, so that products of different micro-batches have the same shape: such rows take part in
+everything but attention, and their gradients are zeros where that of the output is.
 
 Numbers kept a token: 4·H + 2·(heads + key-value heads)·head + 3·I.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kernels.merged_projections import Adapter, FrozenProjections, MergedProjections
+from kernels.sequences import Sequences
 from kernels.workspace import Workspace
 
-__all__ = ["LAYER_MAPS", "DecoderLayer", "LayerGradients", "LayerState", "Rotation"]
+__all__ = ["LAYER_MAPS", "DecoderLayer", "LayerGradients", "LayerState"]
 
 # How the linear maps of a layer are grouped: those of a group share their input.
 LAYER_MAPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
@@ -35,34 +39,8 @@ LayerGradients = tuple[tuple[Adapter, ...], ...]
 _Projections = FrozenProjections | MergedProjections
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """Rotary position embedding of S sequences of T tokens: cosines and sines of half a head's angles.
-
-    Attributes:
-        cos: ``[T, 1, head / 2]`` or ``[1, T, 1, head / 2]``; ``[S, T, 1, head / 2]`` where each sequence has its own
-            positions.
-        sin: the same shape.
-        sequences: S.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    sequences: int
-
-    @property
-    def tokens(self) -> int:
-        """S·T."""
-        return self.sequences * self.cos.shape[-3]
-
-    def apply(self, pairs: Tensor, into: Tensor, *, backward: bool = False) -> Tensor:
-        """Rotate ``[S, T, heads, head]``, or back, as the gradient is; writes to `into`."""
-        half = pairs.shape[-1] // 2
-        sign = -1 if backward else 1
-        first, second = pairs[..., :half], pairs[..., half:]
-        torch.mul(first, self.cos, out=into[..., :half]).addcmul_(second, self.sin, value=-sign)
-        torch.mul(second, self.cos, out=into[..., half:]).addcmul_(first, self.sin, value=sign)
-        return into
+# Rotated queries and keys, and values, ``[S, heads, T, head]`` each.
+_Heads = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -98,8 +76,8 @@ class LayerState:
         states: input h, ``[N, H]``.
         middle: h', ``[N, H]``.
         normals: n₁ h and n₂ h'.
-        heads: rotated queries and keys, and values, leaves of the graph of `attended`.
-        attended: output of attention, ``[S, heads, T, head]``.
+        heads: of sequences of each length; leaves of the graph of `attended`.
+        attended: output of attention, ``[S, heads, T, head]`` each.
         product: silu(gate) ∘ up, ``[N, I]``.
         slopes: of the product along gate, and along up, ``[N, I]`` each.
     """
@@ -107,8 +85,8 @@ class LayerState:
     states: Tensor
     middle: Tensor
     normals: tuple[Normal, Normal]
-    heads: tuple[Tensor, Tensor, Tensor]
-    attended: Tensor
+    heads: list[_Heads]
+    attended: list[Tensor]
     product: Tensor
     slopes: tuple[Tensor, Tensor]
 
@@ -140,13 +118,18 @@ class DecoderLayer:
         return 4 * self.norms[0].shape[0] + 2 * heads + 3 * self.projections[2].width // 2
 
     def forward(
-        self, states: Tensor, rotation: Rotation, into: Tensor, scratch: Workspace, kept: Workspace | None
+        self,
+        states: Tensor,
+        sequences: Sequence[Sequences],
+        into: Tensor,
+        scratch: Workspace,
+        kept: Workspace | None,
     ) -> LayerState | None:
         """Run the layer without autograd.
 
         Args:
-            states: input of S sequences of T tokens, ``[N, H]``, N at least S·T; stays as it is.
-            rotation: of these tokens.
+            states: input ``[N, H]``; stays as it is.
+            sequences: of tokens, which together are the first of the N rows; each attends to itself.
             into: where the output ``[N, H]`` goes.
             scratch: for what is not needed afterwards.
             kept: for what `backward` needs; None: nothing is kept for it.
@@ -159,13 +142,13 @@ class DecoderLayer:
         rows, wide = states.shape[0], states.dtype
         first = Normal.of(states, self.norms[0], self.epsilon, qkv.dtype, space, scratch)
         joint = qkv.forward(first.values, scratch.take(rows, qkv.width, dtype=qkv.dtype))
-        heads = self._split_heads(scratch.cast(joint, wide), rotation, space)
+        heads = self._split_heads(scratch.cast(joint, wide), sequences, space)
         # A small graph of its own: attention's derivative is torch's.
-        for tensor in heads:
+        for tensor in chain.from_iterable(heads):
             tensor.requires_grad_(kept is not None)
         with torch.set_grad_enabled(kept is not None):
-            attended = functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
-        joined = scratch.cast(_join_heads(attended.detach()), out.dtype, rows=rows)
+            attended = [functional.scaled_dot_product_attention(*own, is_causal=True, enable_gqa=True) for own in heads]
+        joined = _join_heads(attended, sequences, scratch.take(rows, self.heads * self.head, dtype=out.dtype))
         middle = out.forward_add(joined, states, space.take(*states.shape, dtype=wide), scratch)
         second = Normal.of(middle, self.norms[1], self.epsilon, gate_up.dtype, space, scratch)
         both = gate_up.forward(second.values, scratch.take(rows, gate_up.width, dtype=gate_up.dtype))
@@ -182,7 +165,7 @@ class DecoderLayer:
         self,
         slope: Tensor,
         state: LayerState,
-        rotation: Rotation,
+        sequences: Sequence[Sequences],
         gradients: LayerGradients,
         scratch: Workspace,
         *,
@@ -191,9 +174,9 @@ class DecoderLayer:
         """Go back through the layer.
 
         Args:
-            slope: gradient of the output, ``[N, H]``, zeros in rows beyond S·T; overwritten.
+            slope: gradient of the output, ``[N, H]``, zeros in rows beyond the tokens; overwritten.
             state: of the forward pass.
-            rotation: of the tokens.
+            sequences: of that pass.
             gradients: buffers that those of the adapters are added to.
             scratch: for what is not needed afterwards.
             last: group of `LAYER_MAPS` whose input depends on no adapter, so that the gradient ends there; or None.
@@ -226,14 +209,15 @@ class DecoderLayer:
         second.add_slope(slope, scratch.cast(d_normal, wide), state.middle, self.norms[1])
 
         d_out = scratch.cast(slope, out.dtype)
-        joined = scratch.cast(_join_heads(state.attended.detach()), out.dtype, rows=rows)
-        out.backward(d_out, joined, gradients[1], scratch)
+        joined = scratch.take(rows, self.heads * self.head, dtype=out.dtype)
+        out.backward(d_out, _join_heads(state.attended, sequences, joined), gradients[1], scratch)
         if last == 1:
             return None
         d_joined = scratch.cast(out.backward_input(d_out, scratch.take(*joined.shape, dtype=out.dtype)), wide)
-        d_attended = d_joined[: rotation.tokens].view_as(state.attended.transpose(1, 2)).transpose(1, 2)
-        d_heads = torch.autograd.grad(state.attended, state.heads, d_attended)
-        d_qkv = scratch.cast(self._join_slopes(d_heads, rotation, scratch), qkv.dtype, rows=rows)
+        d_rows = d_joined.unflatten(1, (self.heads, self.head))
+        d_attended = [own.of(d_rows).transpose(1, 2) for own in sequences]
+        d_heads = torch.autograd.grad(state.attended, list(chain.from_iterable(state.heads)), d_attended)
+        d_qkv = scratch.cast(self._join_slopes(d_heads, sequences, scratch), qkv.dtype, rows=rows)
         qkv.backward(d_qkv, first.values, gradients[0], scratch)
         if last == 0:
             return None
@@ -241,30 +225,33 @@ class DecoderLayer:
         first.add_slope(slope, scratch.cast(d_normal, wide), state.states, self.norms[0])
         return slope
 
-    def _split_heads(self, qkv: Tensor, rotation: Rotation, space: Workspace) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, ``[S, heads, T, head]``."""
-        sequences, turned = rotation.sequences, self.heads + self.key_value_heads
-        every = qkv[: rotation.tokens].view(sequences, -1, turned + self.key_value_heads, self.head)
-        length = every.shape[1]
-        place = space.take(sequences, length, turned, self.head, dtype=qkv.dtype)
-        rotated = rotation.apply(every[:, :, :turned], place)
-        queries, keys = rotated.split((self.heads, self.key_value_heads), dim=2)
+    def _split_heads(self, qkv: Tensor, sequences: Sequence[Sequences], space: Workspace) -> list[_Heads]:
+        turned, every = self.heads + self.key_value_heads, qkv.unflatten(1, (-1, self.head))
+        tokens = sequences[-1].stop
+        turned_rows = space.take(tokens, turned, self.head, dtype=qkv.dtype)
         # A copy of the values, so that the joint projection is not kept for them.
-        values = space.take(sequences, length, self.key_value_heads, self.head, dtype=qkv.dtype)
-        values.copy_(every[:, :, turned:])
-        # Under version counters of their own: autograd would take what is written beside them for a change of them.
-        return queries.transpose(1, 2).data, keys.transpose(1, 2).data, values.transpose(1, 2).data
+        values = space.take(tokens, self.key_value_heads, self.head, dtype=qkv.dtype)
+        values.copy_(every[:tokens, turned:])
+        heads: list[_Heads] = []
+        for own in sequences:
+            rotated = own.rotation.apply(own.of(every[:, :turned]), own.of(turned_rows))
+            queries, keys = rotated.split((self.heads, self.key_value_heads), dim=2)
+            one, other, third = (part.transpose(1, 2) for part in (queries, keys, own.of(values)))
+            # Under version counters of their own: autograd would take what is written beside them for a change of them.
+            heads.append((one.data, other.data, third.data))
+        return heads
 
-    def _join_slopes(self, slopes: tuple[Tensor, ...], rotation: Rotation, scratch: Workspace) -> Tensor:
-        """Gradient of the joint projection ``[S·T, Σ]`` from those of queries, keys and values."""
-        queries, keys, values = (slope.transpose(1, 2) for slope in slopes)
-        sequences, length = queries.shape[:2]
-        joint = scratch.take(sequences, length, self.heads + 2 * self.key_value_heads, self.head, dtype=queries.dtype)
+    def _join_slopes(self, slopes: Sequence[Tensor], sequences: Sequence[Sequences], scratch: Workspace) -> Tensor:
+        """Gradient of the joint projection ``[tokens, Σ]`` from those of queries, keys and values in turn."""
         turned = self.heads + self.key_value_heads
-        rotation.apply(queries, joint[:, :, : self.heads], backward=True)
-        rotation.apply(keys, joint[:, :, self.heads : turned], backward=True)
-        joint[:, :, turned:] = values
-        return joint.view(sequences * length, -1)
+        joint = scratch.take(sequences[-1].stop, turned + self.key_value_heads, self.head, dtype=slopes[0].dtype)
+        for index, own in enumerate(sequences):
+            queries, keys, values = (slope.transpose(1, 2) for slope in slopes[3 * index : 3 * index + 3])
+            rows = own.of(joint)
+            own.rotation.apply(queries, rows[:, :, : self.heads], backward=True)
+            own.rotation.apply(keys, rows[:, :, self.heads : turned], backward=True)
+            rows[:, :, turned:] = values
+        return joint.flatten(1)
 
 
 def _gate(
@@ -282,7 +269,9 @@ def _gate(
     return product, (kept.cast(along_gate, dtype), kept.cast(silu, dtype))
 
 
-def _join_heads(attended: Tensor) -> Tensor:
-    """``[S, heads, T, head]`` as ``[S·T, heads·head]``; a view, as attention leaves its output."""
-    sequences, heads, length, head = attended.shape
-    return attended.transpose(1, 2).reshape(sequences * length, heads * head)
+def _join_heads(attended: Sequence[Tensor], sequences: Sequence[Sequences], into: Tensor) -> Tensor:
+    """``[S, heads, T, head]`` of each length as rows ``[N, heads·head]``, zeros in those beyond the tokens."""
+    for part, own in zip(attended, sequences, strict=True):
+        own.of(into).copy_(part.detach().transpose(1, 2).flatten(2))
+    into[sequences[-1].stop :].zero_()
+    return into

@@ -1,16 +1,18 @@
-"""Segments of D documents as micro-batches of equal shape."""
+"""Segments of D documents as micro-batches, each padded to one length; or those of one, packed without padding."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from perk.segment import Segment
 
-__all__ = ["PADDING_LIMIT", "MicroBatch", "make_micro_batches"]
+__all__ = ["PADDING_LIMIT", "MicroBatch", "make_micro_batches", "pack_micro_batches"]
 
 # A share of a micro-batch.
 PADDING_LIMIT = 0.15
@@ -28,6 +30,7 @@ class MicroBatch:
         targets: ids of the predicted tokens, ``[D, K]``.
         shares: weight of each token in the whole document's mean (1 / its loss tokens where all weigh the same), 0 for
             padding, ``[D, K]``.
+        lengths: of the segments that lie one behind another in `ids`, which is then one row; None: each has its own.
     """
 
     members: Tensor
@@ -36,11 +39,18 @@ class MicroBatch:
     own_positions: Tensor
     targets: Tensor
     shares: Tensor
+    lengths: tuple[int, ...] | None = None
 
     @property
     def documents(self) -> int:
         """D."""
         return self.positions.shape[0]
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Of all sequences, with their padding."""
+        rows, length = self.ids.shape
+        return self.lengths or (length,) * rows
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -49,7 +59,8 @@ class MicroBatch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         """The same with each tensor changed."""
-        return MicroBatch(*map(change, self.tensors))
+        members, ids, positions, own_positions, targets, shares = map(change, self.tensors)
+        return MicroBatch(members, ids, positions, own_positions, targets, shares, self.lengths)
 
     def rows_of(self, every: Tensor) -> Tensor:
         """Its documents' rows of a tensor with a row for each of all documents; the tensor itself where it has all."""
@@ -86,6 +97,37 @@ def make_micro_batches(
         for cell in _cells(documents, padding_limit)
         for rows in _slots(cell, token_limit, padding_limit)
     ]
+
+
+def pack_micro_batches(segments: Sequence[Segment], *, token_limit: int) -> list[MicroBatch]:
+    """Lay the segments of one document one behind another, for layers that keep them apart by their lengths.
+
+    Args:
+        segments: of the document.
+        token_limit: most tokens of a micro-batch, unless one segment has more.
+
+    Returns:
+        Micro-batches of about as many tokens, as for `make_micro_batches`. Those of a length lie side by side.
+    """
+    loss_weight = sum(segment.loss_weight for segment in segments)
+    ordered = sorted(segments, key=lambda s: -len(s.ids))
+    fewest = len(_filled(ordered, token_limit))
+    # As many, but none larger than need be: the last would be what is left over.
+    sizes = range(1, token_limit)
+    size = bisect_left(sizes, True, key=lambda most: len(_filled(ordered, most)) <= fewest) + 1
+    return [_packed(group, loss_weight) for group in _filled(ordered, size)]
+
+
+def _filled(segments: Sequence[Segment], token_limit: int) -> list[list[Segment]]:
+    groups: list[list[Segment]] = []
+    tokens = 0
+    for segment in segments:
+        tokens += len(segment.ids)
+        if not groups or tokens > token_limit:
+            groups.append([])
+            tokens = len(segment.ids)
+        groups[-1].append(segment)
+    return groups
 
 
 # Segments of some documents, by their numbers, each document's longest first.
@@ -162,16 +204,33 @@ def _micro_batch(rows: _Rows, loss_weights: Sequence[float], pad_id: int) -> Mic
     targets = torch.zeros(len(members), count, dtype=torch.long)
     shares = torch.zeros(len(members), count)
     for place, d in enumerate(members):
-        filled = 0
         for row, segment in enumerate(rows[d]):
-            carrying = segment.carrying
             ids[place * slots + row, : len(segment.ids)] = torch.tensor(segment.ids)
-            loss = slice(filled, filled + len(carrying))
-            own[place, loss] = row * length + torch.tensor(carrying, dtype=torch.long)
-            targets[place, loss] = torch.tensor([segment.ids[index] for index in carrying], dtype=torch.long)
-            weights = [weight for weight in segment.weights if weight]
-            shares[place, loss] = torch.tensor(weights) if weights else 1.0
-            shares[place, loss] /= loss_weights[d] or 1
-            filled = loss.stop
-    positions = (own - 1).clamp(min=0)
-    return MicroBatch(torch.tensor(members), ids, positions, own, targets, shares)
+        starts = range(0, slots * length, length)
+        loss = slice(sum(s.loss_tokens for s in rows[d]))
+        own[place, loss], targets[place, loss], shares[place, loss] = _losses(rows[d], starts, loss_weights[d])
+    return MicroBatch(torch.tensor(members), ids, (own - 1).clamp(min=0), own, targets, shares)
+
+
+def _packed(segments: Sequence[Segment], loss_weight: float) -> MicroBatch:
+    lengths = tuple(len(segment.ids) for segment in segments)
+    ids = torch.tensor([token for segment in segments for token in segment.ids])
+    own, targets, shares = (each[None] for each in _losses(segments, [0, *accumulate(lengths)], loss_weight))
+    return MicroBatch(torch.zeros(1, dtype=torch.long), ids[None], own - 1, own, targets, shares, lengths)
+
+
+def _losses(segments: Sequence[Segment], starts: Sequence[int], loss_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the tokens with loss are, their ids and their shares ``[K]``, of segments that begin at those places."""
+    own: list[int] = []
+    targets: list[int] = []
+    shares: list[float] = []
+    for segment, start in zip(segments, starts, strict=False):
+        carrying = segment.carrying
+        own += (start + index for index in carrying)
+        targets += (segment.ids[index] for index in carrying)
+        shares += [weight for weight in segment.weights if weight] or [1.0] * len(carrying)
+    return (
+        torch.tensor(own, dtype=torch.long),
+        torch.tensor(targets, dtype=torch.long),
+        torch.tensor(shares) / (loss_weight or 1),
+    )

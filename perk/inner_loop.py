@@ -86,8 +86,14 @@ class Encoding:
         self.done = False
         self.tokens = [sum(s.loss_tokens for s in segments) for segments in documents]
         self.segments = [len(segments) for segments in documents]
+        self.merges = adapted.merges(len(documents), state_limit)
         self._inner_loss = InnerLoss(
-            adapted, documents, weighting=weighting, candidates=settings.candidates, token_limit=token_limit
+            adapted,
+            documents,
+            weighting=weighting,
+            candidates=settings.candidates,
+            token_limit=token_limit,
+            packed=self.merges,
         )
         self._rule = UpdateRule(settings, adapted.layout.sizes)
         self._graphs = graphs
@@ -96,7 +102,6 @@ class Encoding:
         self._moments: Moments = self._rule.start(self._theta)
         batches = self._inner_loss.batches
         hidden_bytes = base.head.shape[1] * base.dtype.itemsize
-        self.merges = adapted.merges(len(documents), state_limit)
         state_limit -= (adapted.merged_bytes or 0) if self.merges else 0
         self._keep_states = sum(b.ids.numel() for b in batches) * hidden_bytes <= state_limit
         self._losses: list[Tensor] = []

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import weighted_cross_entropy
-from perk.batches import PADDING_LIMIT, MicroBatch, make_micro_batches
+from perk.batches import PADDING_LIMIT, MicroBatch, make_micro_batches, pack_micro_batches
 from perk.lora import AdaptedModel
 from perk.merged_layers import MergedLayers
 from perk.segment import Segment
@@ -61,6 +61,7 @@ class InnerLoss:
         weighting: TokenWeighting | None = None,
         candidates: int | None = None,
         token_limit: int,
+        packed: bool = False,
     ) -> None:
         """Plan micro-batches; no model work is done yet.
 
@@ -70,15 +71,23 @@ class InnerLoss:
             weighting: weight of each token; None: all weigh the same.
             candidates: see `InnerSettings.candidates`.
             token_limit: most tokens of a micro-batch.
+            packed: without padding; then only for `prepare`, and for `add_gradient` with merged layers.
+
+        Raises:
+            ValueError: several documents are to be packed.
         """
         self.adapted = adapted
         self.weighting = weighting
-        self.batches = make_micro_batches(
-            documents,
-            token_limit=token_limit,
-            pad_id=adapted.base.eos_id,
-            padding_limit=_PADDING_LIMITS[adapted.base.device.type],
-        )
+        if packed:
+            (segments,) = documents
+            self.batches = pack_micro_batches(segments, token_limit=token_limit)
+        else:
+            self.batches = make_micro_batches(
+                documents,
+                token_limit=token_limit,
+                pad_id=adapted.base.eos_id,
+                padding_limit=_PADDING_LIMITS[adapted.base.device.type],
+            )
         head = adapted.base.head
         self._vocabularies: list[Tensor] | None = None
         self._heads: tuple[Tensor, ...] = (head,) * len(documents)
@@ -97,10 +106,10 @@ class InnerLoss:
         device = self.adapted.base.device
         members = batch.members.tolist()
         batch = batch.map(lambda tensor: tensor.to(device))
-        states = self.adapted.lower_states(batch.ids)
+        states = self.adapted.lower_states(batch.ids, batch.lengths)
         last_states = None
         if self.weighting is not None:
-            last_states = _pick(self.adapted.upper_states(states), batch.own_positions)
+            last_states = _pick(self.adapted.upper_states(states, batch.lengths), batch.own_positions)
         targets = batch.targets
         if self._vocabularies is not None:
             pairs = zip(members, targets, strict=True)
@@ -133,9 +142,9 @@ class InnerLoss:
         states = prepared.states
         if states is None:
             with torch.no_grad():
-                states = self.adapted.lower_states(prepared.batch.ids)
+                states = self.adapted.lower_states(prepared.batch.ids, prepared.batch.lengths)
         if merged is not None and gradient is not None:
-            last = self.adapted.merged_states(merged, states, theta, gradient)
+            last = self.adapted.merged_states(merged, states, theta, gradient, prepared.batch.lengths)
         else:
             with self.adapted.bind(theta.to(states.dtype), gradient=gradient):
                 last = self.adapted.upper_states(states)

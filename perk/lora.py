@@ -303,9 +303,16 @@ class AdaptedModel:
         paths = self._paths(self.settings.first_layer)
         return MergedLayers(self._upper_layers, paths, self.layout, self.settings.scale, dtype)
 
-    def merged_states(self, merged: MergedLayers, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
+    def merged_states(
+        self,
+        merged: MergedLayers,
+        states: Tensor,
+        theta: Tensor,
+        gradient: Tensor,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
         """`upper_states` through merged layers; the backward pass adds to `gradient` ``[1, P]``."""
-        return self._last_norm(merged.run(states, theta, gradient))
+        return self._last_norm(merged.run(states, theta, gradient, lengths))
 
     def _last_norm(self, states: Tensor) -> Tensor:
         """What stands between the last layer and the head, for bases whose layers `perk.merged_layers` runs."""
@@ -313,19 +320,27 @@ class AdaptedModel:
         last: Tensor = norm(states)
         return last
 
-    def lower_states(self, ids: Tensor) -> Tensor:
-        """Input of the first adapted layer, ``[B, T, H]``, for token ids ``[B, T]``; independent of any adapter."""
+    def lower_states(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Input of the first adapted layer, ``[B, T, H]``, for token ids ``[B, T]``; independent of any adapter.
+
+        Where `merged_bytes` is not None, a single row may be sequences of those `lengths`, one behind another.
+        """
         if self._lower_layers is not None:
             embed: Any = self.base.model.get_input_embeddings()
-            return self._lower_layers.run(embed(ids))
+            return self._lower_layers.run(embed(ids), lengths)
+        _require_one_each(lengths)
         states: Tensor = self.lower(input_ids=ids, use_cache=False).last_hidden_state
         return states
 
-    def upper_states(self, states: Tensor) -> Tensor:
-        """Last hidden states ``[B, T, H]`` from the input of the first adapted layer."""
+    def upper_states(self, states: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Last hidden states ``[B, T, H]`` from the input of the first adapted layer.
+
+        Without an adapter, `lengths` may be as for `lower_states`.
+        """
         bound = any(linear.adapter is not None for linear in self._linears.values())
         if self._upper_layers is not None and not bound and not is_differentiated(states):
-            return self._last_norm(self._upper_layers.run(states))
+            return self._last_norm(self._upper_layers.run(states, lengths))
+        _require_one_each(lengths)
         last: Tensor = self.upper(inputs_embeds=states, use_cache=False).last_hidden_state
         return last
 
@@ -335,6 +350,12 @@ class _NoPositions(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         return torch.zeros((), device=positions.device)
+
+
+def _require_one_each(lengths: Sequence[int] | None) -> None:
+    """The modules take every row for one sequence."""
+    if lengths is not None:
+        raise RuntimeError(f"{len(lengths)} sequences in one row: only merged and frozen layers keep them apart")
 
 
 def _require_supported(base: BaseModel) -> None:

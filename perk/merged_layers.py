@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerGradients, LayerState, Rotation
+from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerGradients, LayerState
 from kernels.dispatch import use_triton
 from kernels.merged_projections import FrozenProjections, MergedProjections
 from kernels.product_dtype import padded_rows
+from kernels.sequences import Rotation, Sequences
 from kernels.workspace import Workspace
 from perk.layer_adapters import LayerAdapters, module_name
 
@@ -87,9 +89,9 @@ class FrozenLayers:
         return max(layer.kept_numbers for layer in self._layers)
 
     @torch.no_grad()
-    def run(self, states: Tensor) -> Tensor:
-        """Output of the last layer for the input of the first, both ``[S, T, H]``."""
-        rotation = self.rotation(states)
+    def run(self, states: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Output of the last layer for the input of the first, both ``[S, T, H]``; for `lengths` see `sequences`."""
+        sequences = self.sequences(states, lengths)
         flat = states.reshape(-1, states.shape[-1])
         last = torch.empty_like(flat)
         spaces = self.workspaces
@@ -98,21 +100,31 @@ class FrozenLayers:
             passing = spaces.passing[number % 2]
             passing.reset()
             into = last if number == len(self._layers) else passing.take(*flat.shape, dtype=flat.dtype)
-            layer.forward(flat, rotation, into, spaces.scratch, kept=None)
+            layer.forward(flat, sequences, into, spaces.scratch, kept=None)
             spaces.scratch.reset()
             flat = into
         return flat.view_as(states)
 
-    def rotation(self, states: Tensor) -> Rotation:
-        """Of the positions of states ``[S, T, H]``, which all begin with the first."""
-        return rotation_at(self._rotary, states, torch.arange(states.shape[1])[None])
+    def sequences(self, states: Tensor, lengths: Sequence[int] | None) -> list[Sequences]:
+        """Where the sequences of states ``[S, T, H]`` lie among their ``S·T`` rows.
+
+        With `lengths`, the only sequence is many of those lengths, one behind another. Each begins at position 0.
+        """
+        rows, width = states.shape[:2]
+        lengths = [width] * rows if lengths is None else lengths
+        longest = rotation_at(self._rotary, states, torch.arange(max(lengths))[None])
+        found: list[Sequences] = []
+        for length, same in groupby(lengths):
+            start = found[-1].stop if found else 0
+            found.append(Sequences(start, len(list(same)), longest.first(length)))
+        return found
 
 
 def rotation_at(rotary: Any, states: Tensor, positions: Tensor) -> Rotation:
     """What a base's rotary embedding does to states ``[S, T, H]`` at positions ``[S, T]``, or ``[1, T]`` of all."""
     cos, sin = rotary(states, position_ids=positions)
     half = cos.shape[-1] // 2
-    return Rotation(cos[:, :, None, :half].contiguous(), sin[:, :, None, :half].contiguous(), states.shape[0])
+    return Rotation(cos[:, :, None, :half].contiguous(), sin[:, :, None, :half].contiguous())
 
 
 @dataclass(frozen=True)
@@ -122,12 +134,12 @@ class Pass:
     Attributes:
         number: of the pass, from 1.
         kept: what each layer kept for the way back.
-        rotation: of the positions.
+        sequences: of its tokens.
     """
 
     number: int
     kept: list[LayerState]
-    rotation: Rotation
+    sequences: list[Sequences]
 
 
 class MergedLayers:
@@ -175,34 +187,35 @@ class MergedLayers:
                 maps.merge(group, self._spaces.scratch)
             self._spaces.scratch.reset()
 
-    def run(self, states: Tensor, theta: Tensor, gradient: Tensor) -> Tensor:
-        """Output of the last layer, ``[S, T, H]``, for the input of the first.
+    def run(self, states: Tensor, theta: Tensor, gradient: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Output of the last layer, ``[S, T, H]``, for the input of the first; for `lengths` see `FrozenLayers`.
 
         The backward pass adds the adapter's gradient to `gradient` ``[1, P]``; it hands none on to `theta`, which only
         tells autograd that there is one to be made. It must come before the next pass, which takes over the memory.
         """
-        last: Tensor = _Run.apply(theta, states, self, gradient)  # type: ignore[no-untyped-call]
+        last: Tensor = _Run.apply(theta, states, self, gradient, lengths)  # type: ignore[no-untyped-call]
         return last
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Pass]:
+    def forward(self, states: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Pass]:
         """`run` without autograd, and what `backward` needs."""
         spaces = self._spaces
         spaces.passes += 1
         spaces.kept.reset()
-        rotation = self._frozen.rotation(states)
+        sequences = self._frozen.sequences(states, lengths)
+        tokens = sequences[-1].stop
         flat = states.reshape(-1, states.shape[-1])
         # Products of ever new shapes would each have code of their own.
-        flat = spaces.kept.cast(flat, flat.dtype, rows=padded_rows(rotation.tokens, self.dtype))
+        flat = spaces.kept.cast(flat, flat.dtype, rows=padded_rows(tokens, self.dtype))
         kept = []
         for layer in self._layers:
             into = spaces.kept.take(*flat.shape, dtype=flat.dtype)
-            state = layer.forward(flat, rotation, into, spaces.scratch, spaces.kept)
+            state = layer.forward(flat, sequences, into, spaces.scratch, spaces.kept)
             spaces.scratch.reset()
             assert state is not None
             kept.append(state)
             flat = into
         # Under a version counter of its own, as the workspace is written to before autograd comes back to it.
-        return flat[: rotation.tokens].view_as(states).data, Pass(spaces.passes, kept, rotation)
+        return flat[:tokens].view_as(states).data, Pass(spaces.passes, kept, sequences)
 
     def backward(self, slope: Tensor, made: Pass, gradient: Tensor) -> None:
         """Add the adapter's gradient, given that of the output ``[S, T, H]``.
@@ -214,14 +227,16 @@ class MergedLayers:
         if made.number != spaces.passes:
             raise RuntimeError("gradient: another pass through these layers has begun since, and overwrote this one")
         own = slope.reshape(-1, slope.shape[-1])
-        flat: Tensor | None = spaces.kept.copy(own, own.dtype, rows=padded_rows(made.rotation.tokens, self.dtype))
+        flat: Tensor | None = spaces.kept.copy(own, own.dtype, rows=padded_rows(len(own), self.dtype))
         gradients = list(self._group(gradient))
         for index in reversed(range(len(self._layers))):
             assert flat is not None
             # What stands before the first adapter depends on none: the gradient ends there.
             last = self._adapters.first_group if index == 0 else None
             state = made.kept.pop()
-            flat = self._layers[index].backward(flat, state, made.rotation, gradients[index], spaces.scratch, last=last)
+            flat = self._layers[index].backward(
+                flat, state, made.sequences, gradients[index], spaces.scratch, last=last
+            )
             spaces.scratch.reset()
 
     def _group(self, theta: Tensor) -> Iterator[LayerGradients]:
@@ -233,10 +248,17 @@ class _Run(torch.autograd.Function):
     """All layers as one step of autograd."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, states: Tensor, layers: MergedLayers, gradient: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        theta: Tensor,
+        states: Tensor,
+        layers: MergedLayers,
+        gradient: Tensor,
+        lengths: Sequence[int] | None,
+    ) -> Tensor:
         # The output is no attribute of the context: it refers to it, and only a garbage collector would free such a
         # circle, with all the weights in it.
-        last, ctx.made = layers.forward(states)
+        last, ctx.made = layers.forward(states, lengths)
         ctx.layers, ctx.gradient = layers, gradient
         return last
 
@@ -245,7 +267,7 @@ class _Run(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("gradient: a pass that adds to a buffer cannot be differentiated again")
         ctx.layers.backward(upstream[0], ctx.made, ctx.gradient)
-        return None, None, None, None
+        return None, None, None, None, None
 
 
 def _frozen_layer(base: BaseModel, layer: nn.Module) -> DecoderLayer:

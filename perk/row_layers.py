@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.decoder_layer import DecoderLayer, Rotation
+from kernels.decoder_layer import DecoderLayer
 from kernels.merged_projections import Adapter, FrozenProjections
+from kernels.sequences import Rotation
 from perk.layer_adapters import LayerAdapters
 from perk.merged_layers import rotation_at
 from perk.packed_linear import PackedLinear

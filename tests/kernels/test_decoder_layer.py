@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerState, Rotation
+from kernels.decoder_layer import LAYER_MAPS, DecoderLayer, LayerState
 from kernels.merged_projections import Adapter, FrozenProjections, MergedProjections
+from kernels.sequences import Rotation, Sequences
 from kernels.workspace import Workspace
 
 HIDDEN, INNER, HEADS, KEY_VALUE_HEADS, HEAD, RANK = 12, 20, 4, 2, 6, 3
-SEQUENCES, LENGTH = 2, 5
+# Of sequences that lie one behind another.
+LENGTHS = (5, 5, 3, 1)
 SCALE, EPSILON = 0.7, 1e-2
 
 SHAPES = {
@@ -52,8 +54,8 @@ class Problem:
             biases={name: draw(SHAPES[name][0]) for name in ("q", "k", "v") if biased},
             adapters={name: (draw(RANK, SHAPES[name][1]), 0.3 * draw(SHAPES[name][0], RANK)) for name in adapted},
             norms=(1 + 0.1 * draw(HIDDEN), 1 + 0.1 * draw(HIDDEN)),
-            angles=draw(LENGTH, HEAD // 2),
-            states=draw(SEQUENCES * LENGTH, HIDDEN),
+            angles=draw(max(LENGTHS), HEAD // 2),
+            states=draw(sum(LENGTHS), HIDDEN),
         )
 
     @property
@@ -61,8 +63,9 @@ class Problem:
         return [tensor for adapter in self.adapters.values() for tensor in adapter]
 
     @property
-    def rotation(self) -> Rotation:
-        return Rotation(self.angles.cos()[:, None], self.angles.sin()[:, None], SEQUENCES)
+    def sequences(self) -> list[Sequences]:
+        rotation = Rotation(self.angles.cos()[:, None], self.angles.sin()[:, None])
+        return [Sequences(0, 2, rotation), Sequences(10, 1, rotation.first(3)), Sequences(13, 1, rotation.first(1))]
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same numbers in another type, rounded to it."""
@@ -102,20 +105,19 @@ class Problem:
         def normal(x: Tensor, which: int) -> Tensor:
             return x * (x.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * self.norms[which]
 
-        def heads(x: Tensor) -> Tensor:
-            return x.view(SEQUENCES, LENGTH, -1, HEAD).transpose(1, 2)
-
         def rotate(x: Tensor) -> Tensor:
             first, second = x.chunk(2, -1)
-            cos, sin = self.angles.cos(), self.angles.sin()
+            cos, sin = self.angles[: x.shape[1]].cos(), self.angles[: x.shape[1]].sin()
             return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
-        x = normal(self.states, 0)
-        q, k, v = (heads(project(name, x)) for name in "qkv")
-        k, v = (tensor.repeat_interleave(HEADS // KEY_VALUE_HEADS, 1) for tensor in (k, v))
-        scores = rotate(q) @ rotate(k).mT / HEAD**0.5
-        scores = scores + scores.new_full((LENGTH, LENGTH), -torch.inf).triu(1)
-        attended = (scores.softmax(-1) @ v).transpose(1, 2).reshape(SEQUENCES * LENGTH, -1)
+        def attend(x: Tensor) -> Tensor:
+            q, k, v = (project(name, x).view(len(x), -1, HEAD).transpose(0, 1) for name in "qkv")
+            k, v = (tensor.repeat_interleave(HEADS // KEY_VALUE_HEADS, 0) for tensor in (k, v))
+            scores = rotate(q) @ rotate(k).mT / HEAD**0.5
+            scores = scores + scores.new_full((len(x), len(x)), -torch.inf).triu(1)
+            return (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+        attended = torch.cat([attend(x) for x in normal(self.states, 0).split(LENGTHS)])
         middle = self.states + project("o", attended)
         y = normal(middle, 1)
         return middle + project("down", functional.silu(project("gate", y)) * project("up", y))
@@ -143,7 +145,7 @@ def _space() -> Workspace:
 def _forward(problem: Problem, layer: DecoderLayer, *, keep: bool) -> tuple[Tensor, LayerState | None]:
     output = torch.empty_like(problem.states)
     scratch = _space()
-    state = layer.forward(problem.states, problem.rotation, output, scratch, _space() if keep else None)
+    state = layer.forward(problem.states, problem.sequences, output, scratch, _space() if keep else None)
     # What is kept must not lie there.
     _fill(scratch)
     return output, state
@@ -154,7 +156,7 @@ def _run(problem: Problem, layer: DecoderLayer, slope: Tensor) -> list[Tensor]:
     output, state = _forward(problem, layer, keep=True)
     named, buffers = _buffers(problem)
     assert state is not None
-    to_states = layer.backward(slope.clone(), state, problem.rotation, buffers, _space(), last=None)
+    to_states = layer.backward(slope.clone(), state, problem.sequences, buffers, _space(), last=None)
     assert to_states is not None
     return [output, to_states, *(buffer - 1 for pair in named.values() for buffer in pair)]
 
@@ -194,7 +196,7 @@ def test_the_gradient_may_end_at_the_first_adapter(adapted: tuple[str, ...], las
         output, state = _forward(problem, layer, keep=True)
         named, buffers = _buffers(problem)
         assert state is not None
-        to_states = layer.backward(torch.ones_like(output), state, problem.rotation, buffers, _space(), last=end)
+        to_states = layer.backward(torch.ones_like(output), state, problem.sequences, buffers, _space(), last=end)
         assert (to_states is None) == (end is not None)
         gradients.append([buffer for pair in named.values() for buffer in pair])
     for one, other in zip(*gradients, strict=True):

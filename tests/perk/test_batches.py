@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perk.batches import make_micro_batches
+from perk.batches import make_micro_batches, pack_micro_batches
 from perk.segment import Segment
 
 PAD = 0
@@ -67,6 +68,32 @@ def test_a_micro_batch_has_at_most_the_limit_unless_it_is_one_segment_of_each(
 ) -> None:
     for batch in make_micro_batches(documents, token_limit=token_limit, pad_id=PAD):
         assert batch.ids.numel() <= token_limit or batch.ids.shape[0] == batch.documents
+
+
+@given(segments=st.lists(_segment(), min_size=1, max_size=12), token_limit=st.integers(1, 40))
+def test_packed_segments_have_the_losses_and_shares_of_padded_ones(segments: list[Segment], token_limit: int) -> None:
+    found: list[tuple[tuple[int, ...], int]] = []
+    batches = pack_micro_batches(segments, token_limit=token_limit)
+    for batch in batches:
+        assert batch.row_lengths == batch.lengths
+        starts = [0, *accumulate(batch.row_lengths)]
+        assert batch.ids.shape == (1, starts[-1])
+        assert starts[-1] <= token_limit or len(batch.row_lengths) == 1
+        for position, own in zip(batch.positions[0].tolist(), batch.own_positions[0].tolist(), strict=True):
+            assert own == position + 1
+            start = max(start for start in starts if start <= own)
+            found.append((tuple(batch.ids[0, start:own].tolist()), int(batch.ids[0, own])))
+        assert batch.targets[0].tolist() == batch.ids[0, batch.own_positions[0]].tolist()
+    assert sorted(found) == _losses(segments)
+    (padded,) = make_micro_batches([segments], token_limit=1_000, pad_id=PAD, padding_limit=1.0)
+    shares = torch.cat([batch.shares[0] for batch in batches])
+    assert shares.sort().values.tolist() == padded.shares[0].sort().values.tolist()
+
+
+def test_packed_micro_batches_are_of_about_one_size_and_equal_lengths_lie_side_by_side() -> None:
+    segments = [Segment(ids=(1,) * length, prefix_tokens=1) for length in (9, 30, 11, 20, 11, 40, 11, 28)]
+    batches = pack_micro_batches(segments, token_limit=60)
+    assert [batch.lengths for batch in batches] == [(40,), (30,), (28, 20), (11, 11, 11, 9)]
 
 
 def test_segments_of_one_length_fill_the_limit() -> None:

@@ -13,8 +13,9 @@ from perk.inner_loss import InnerLoss
 from perk.lora import AdaptedModel
 from perk.segment import Segment
 from perk.settings import LoraSettings
+from perk.token_weights import TokenWeighting
 
-ROWS = [[2, 9, 4, 100, 37, 8, 55], [3, 7, 300, 12], [8, 8, 1, 400, 20, 31]]
+ROWS = [[2, 9, 4, 100, 37, 8, 55], [3, 7, 300, 12], [8, 8, 1, 400, 20, 31], [5, 6, 12, 13]]
 SEGMENTS = [Segment(tuple(ids), prefix_tokens=1) for ids in ROWS]
 LORAS = [
     LoraSettings(rank=3, first_layer=2),
@@ -38,16 +39,20 @@ def lora(request: pytest.FixtureRequest) -> LoraSettings:
     return settings
 
 
-def test_loss_and_gradient_are_those_of_the_modules(folder: Path, lora: LoraSettings) -> None:
-    loss, gradient = _differentiated(folder, lora, torch.float32, merged=torch.float32)
+@pytest.mark.parametrize("packed", [False, True])
+def test_loss_and_gradient_are_those_of_the_modules(folder: Path, lora: LoraSettings, packed: bool) -> None:
+    loss, gradient = _differentiated(folder, lora, torch.float32, merged=torch.float32, packed=packed)
     expected_loss, expected = _differentiated(folder, lora, torch.float32, merged=None)
     torch.testing.assert_close(loss, expected_loss)
     assert (gradient - expected).norm() < 1e-4 * expected.norm()
 
 
-def test_products_in_bfloat16_are_nearer_than_modules_in_bfloat16(folder: Path, lora: LoraSettings) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_products_in_bfloat16_are_nearer_than_modules_in_bfloat16(
+    folder: Path, lora: LoraSettings, packed: bool
+) -> None:
     # Larger ones make a gradient that any rounding changes beyond recognition.
-    loss, gradient = _differentiated(folder, lora, torch.float32, merged=torch.bfloat16, spread=0.05)
+    loss, gradient = _differentiated(folder, lora, torch.float32, merged=torch.bfloat16, spread=0.05, packed=packed)
     _, narrow = _differentiated(folder, lora, torch.bfloat16, merged=None, spread=0.05)
     expected_loss, expected = _differentiated(folder, lora, torch.float64, merged=None, spread=0.05)
     assert loss.dtype == gradient.dtype == torch.float32
@@ -56,14 +61,20 @@ def test_products_in_bfloat16_are_nearer_than_modules_in_bfloat16(folder: Path, 
 
 
 def _differentiated(
-    folder: Path, lora: LoraSettings, dtype: torch.dtype, *, merged: torch.dtype | None, spread: float = 0.2
+    folder: Path,
+    lora: LoraSettings,
+    dtype: torch.dtype,
+    *,
+    merged: torch.dtype | None,
+    spread: float = 0.2,
+    packed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of the segments and its gradient, on a base in that type, through layers merged in `merged` or the modules.
 
     Adapters are normal, with `spread` as their standard deviation.
     """
     adapted = AdaptedModel(load_base_model(str(folder), device="cpu", dtype=dtype), lora)
-    inner = InnerLoss(adapted, [SEGMENTS], token_limit=1000)
+    inner = InnerLoss(adapted, [SEGMENTS], token_limit=1000, packed=packed)
     theta = spread * torch.randn(1, adapted.layout.size, generator=torch.Generator().manual_seed(0))
     theta = theta.to(torch.promote_types(dtype, torch.float32))
     total, gradient = torch.zeros(1), torch.zeros_like(theta)
@@ -87,6 +98,29 @@ def test_the_layers_below_are_the_modules_own(tiny_qwen2: Path) -> None:
     ids = torch.tensor([ROWS[0]])
     expected = adapted.lower(input_ids=ids, use_cache=False).last_hidden_state
     torch.testing.assert_close(adapted.lower_states(ids), expected)
+
+
+def test_weights_of_packed_tokens_are_those_of_padded_ones(tiny_qwen2: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(tiny_qwen2), device="cpu"), LoraSettings(rank=2, first_layer=2))
+    weighting = TokenWeighting(adapted.base.head.shape[1], 8)
+    torch.nn.init.normal_(weighting.down.weight)
+    weighed = []
+    for packed in (False, True):
+        inner = InnerLoss(adapted, [SEGMENTS], weighting=weighting, token_limit=1000, packed=packed)
+        of_token: dict[int, float] = {}
+        for batch in inner.batches:
+            weights = inner.weights(inner.prepare(batch))[batch.shares > 0].tolist()
+            of_token |= dict(zip(batch.targets[batch.shares > 0].tolist(), weights, strict=True))
+        weighed.append(of_token)
+    assert weighed[0] == pytest.approx(weighed[1])
+    assert len(set(weighed[0].values())) > 2
+
+
+def test_modules_refuse_packed_sequences(tiny_gpt2: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(tiny_gpt2), device="cpu"), LoraSettings(rank=2, first_layer=2))
+    inner = InnerLoss(adapted, [SEGMENTS], token_limit=1000, packed=True)
+    with pytest.raises(RuntimeError, match="4 sequences in one row"):
+        inner.prepare(inner.batches[0])
 
 
 def _merged_pass(folder: Path) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
