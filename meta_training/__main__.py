@@ -20,7 +20,7 @@ from meta_training.enlargement import enlarge
 from meta_training.evaluate import evaluate
 from meta_training.experiment import read_experiment, run_experiment
 from meta_training.make_data import MAKEABLE_TASKS, make_data
-from meta_training.practice import practise
+from meta_training.practice import Reads, practise
 from meta_training.processes import join_processes
 from meta_training.report import report
 from meta_training.settings import read_settings
@@ -63,12 +63,15 @@ def practise_command(
     config: Annotated[Path, typer.Option(help="YAML file of a run: its seed and stages say what is asked.")],
     checkpoint: Annotated[str, typer.Option(help="Folder, or the name of a shipped checkpoint, to begin with.")],
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    reads: Annotated[
+        Reads, typer.Option(help="What the reader reads: a document's entries, or its parts.")
+    ] = "entries",
     steps: Annotated[int, typer.Option(min=1, help="Of the reader.")] = 300,
     questions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 4,
     rate: Annotated[float, typer.Option(min=0, help="Learning rate at its highest.")] = 4e-4,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.")] = None,
 ) -> None:
-    """Learn the reader, which recalls a document's numbered entries and writes what follows from them."""
+    """Learn a reader, of what a document's adapter recalls: numbered entries, or a part with the answer."""
     settings = read_settings(config, overrides or ())
     processes = join_processes()
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[score]}"))
@@ -82,6 +85,7 @@ def practise_command(
             PerkModel.load(checkpoint, device=processes.device),
             settings,
             steps=steps,
+            reads=reads,
             questions=questions,
             rate=rate,
             report=report,

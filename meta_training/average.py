@@ -15,6 +15,7 @@ import torch
 
 from perk.checkpoint import Checkpoint
 from perk.errors import InvalidInput
+from perk.readers import READERS
 
 __all__ = ["average"]
 
@@ -26,7 +27,7 @@ def average(checkpoints: Sequence[Checkpoint], shares: Sequence[float] | None = 
 
     Args:
         checkpoints: of one base, one adapter and one inner loop. How texts and questions are written and read
-            (segments, templates and ``reader``) may differ: the first's are taken.
+            (segments, templates and readers) may differ: the first's are taken.
         shares: of each in the mean, adding up to 1; None: all alike.
 
     Raises:
@@ -50,7 +51,7 @@ def average(checkpoints: Sequence[Checkpoint], shares: Sequence[float] | None = 
     weights = torch.tensor(shares)
     tensors = {
         name: tensor
-        if name == "reader"
+        if name in READERS
         else torch.tensordot(weights, torch.stack([c.tensors[name] for c in checkpoints]), dims=1)
         for name, tensor in first.tensors.items()
     }

@@ -18,6 +18,7 @@ from meta_training.settings import wrong_setting
 from perk.checkpoint import Checkpoint
 from perk.errors import InvalidInput
 from perk.lora import AdapterLayout
+from perk.readers import READERS
 from perk.settings import PerkSettings
 
 __all__ = ["enlarge"]
@@ -66,8 +67,9 @@ def enlarge(
     sizes = checkpoint.tensors["log_step_sizes"] + math.log2(growth) * math.log(_SHARE_PER_DOUBLING)
     further = torch.arange(1, steps - inner.steps + 1)[:, None] * math.log(_SHARE_PER_STEP)
     tensors = {"initial": initial, "log_step_sizes": torch.cat([sizes, sizes[-1:] + further])}
-    if "reader" in checkpoint.tensors:
-        tensors["reader"] = _widen(checkpoint.tensors["reader"], layout, rank, None)
+    for name in READERS:
+        if name in checkpoint.tensors:
+            tensors[name] = _widen(checkpoint.tensors[name], layout, rank, None)
     return replace(checkpoint, settings=settings, tensors=checkpoint.tensors | tensors)
 
 

@@ -1,8 +1,9 @@
-"""Practice: the reader, learned from supports that are given, by ordinary gradient steps (`perk.reader`).
+"""Practice: a reader, learned from supports that are given, by ordinary gradient steps (`perk.readers`).
 
 Which entry of a document to recall next, when to stop, and what follows from those that were recalled is the same for
-all documents. It is learned without any: nothing is encoded, and the many examples that a small model wants are cheap.
-What documents are written from, and with it what an adapter recalls, stays as it is.
+all documents; so is where in a paragraph the answer stands. It is learned without any: nothing is encoded, and the many
+examples that a small model wants are cheap. What documents are written from, and with it what an adapter recalls, stays
+as it is.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 
 from meta_training.answer_loss import AnswerLoss
 from meta_training.curriculum import Curriculum
+from meta_training.part_segment import part_segment
 from meta_training.processes import Processes
 from meta_training.rate_schedule import rate_share
 from meta_training.reading_segment import reading_segment
@@ -28,7 +31,11 @@ from perk.checkpoint import Checkpoint
 from perk.errors import InvalidInput
 from perk.perk_model import PerkModel
 
-__all__ = ["practise"]
+__all__ = ["Reads", "practise"]
+
+Reads = Literal["entries", "parts"]
+
+_NAMES: dict[Reads, str] = {"entries": "reader", "parts": "part_reader"}
 
 _TOKEN_LIMIT = 2048
 _WARMUP = 10
@@ -40,19 +47,22 @@ def practise(
     settings: TrainSettings,
     *,
     steps: int,
+    reads: Reads = "entries",
     questions: int = 4,
     rate: float = 4e-4,
     report: Callable[[float, float], None] | None = None,
     processes: Processes | None = None,
 ) -> Checkpoint:
-    """Learn the reader; ends early on a SIGTERM or SIGINT, with what is learned so far.
+    """Learn a reader; ends early on a SIGTERM or SIGINT, with what is learned so far.
 
     Args:
-        model: with the checkpoint to begin with. If that has a reader, it goes on learning; if not, it begins as the
-            adapter of no document.
+        model: with the checkpoint to begin with. If that has this reader, it goes on learning; if not, it begins as
+            the reader of entries, or as the adapter of no document where there is none either.
         settings: of a run, whose seed and stages say what is asked, a document after the other; over how many of the
             last steps the result is a mean (`mean_steps`); and which segments documents are read in, if that is to
             change.
+        reads: which reader: of a document's entries (`meta_training.reading_segment`), or of its parts
+            (`meta_training.part_segment`).
         steps: of AdamW; its rate rises over the first ten and falls by a cosine.
         questions: of each step, each about a document of its own.
         rate: at its highest.
@@ -62,18 +72,21 @@ def practise(
             this one is alone.
 
     Returns:
-        The checkpoint with another ``reader``.
+        The checkpoint with another ``reader`` or ``part_reader``.
 
     Raises:
-        InvalidInput: the checkpoint answers without telling a support first.
+        InvalidInput: the checkpoint answers without telling a support first, or parts are to be read and a task has
+            none.
         DivergenceError: the loss or its gradient is not finite.
     """
-    if model.settings.templates.support is None:
+    templates = model.settings.templates
+    if templates.support is None:
         raise InvalidInput("checkpoint", repr(model.checkpoint.name), "one that tells the support before the answer")
     processes = processes or Processes()
-    tensors = model.checkpoint.tensors
-    reader = tensors.get("reader", tensors["initial"]).to(model.base.device).clone().requires_grad_()
-    mean = RunningMean({"reader": reader}, settings.outer.mean_steps or 1)
+    tensors, name = model.checkpoint.tensors, _NAMES[reads]
+    begun = next(tensors[start] for start in (name, "reader", "initial") if start in tensors)
+    reader = begun.to(model.base.device).clone().requires_grad_()
+    mean = RunningMean({name: reader}, settings.outer.mean_steps or 1)
     loss_of = AnswerLoss(model.adapted, token_limit=_TOKEN_LIMIT)
     optimiser = torch.optim.AdamW([reader], lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     share = partial(rate_share, total=steps, warmup=_WARMUP, least=_LEAST_RATE)
@@ -82,9 +95,12 @@ def practise(
     rng = random.Random(f"{settings.seed}-practice")
     with stop_signals() as stop:
         for step in range(steps):
+            drawn = [rng.choice(document.questions) for document in curriculum.draw(step).documents]
             asked = [
-                reading_segment(rng.choice(document.questions), model.base, model.settings.templates)
-                for document in curriculum.draw(step).documents
+                part_segment(question, model.base, templates, rng)
+                if reads == "parts"
+                else reading_segment(question, model.base, templates)
+                for question in drawn
             ]
             # One at a time: they differ in length by more than anything shared by a batch would spare.
             losses, exact, gradients = zip(
@@ -98,7 +114,7 @@ def practise(
                 raise DivergenceError(f"step {step + 1} of {steps}: loss {loss} at rate {rate}: try a smaller one")
             optimiser.step()
             schedule.step()
-            mean.add({"reader": reader}, step + 1)
+            mean.add({name: reader}, step + 1)
             if report is not None:
                 report(loss, sum(exact) / len(exact))
             # Signals do not reach all processes in the same step.
@@ -107,4 +123,4 @@ def practise(
     read = model.settings
     if "segments" in settings.model_fields_set:
         read = read.model_copy(update={"segments": settings.segments})
-    return replace(model.checkpoint, settings=read, tensors=tensors | {"reader": mean.tensors["reader"].cpu()})
+    return replace(model.checkpoint, settings=read, tensors=tensors | {name: mean.tensors[name].cpu()})

@@ -33,6 +33,7 @@ from perk.base_model import BaseModel, load_base_model
 from perk.checkpoint import Checkpoint, new_checkpoint
 from perk.errors import InvalidInput, PerkError
 from perk.lora import AdaptedModel
+from perk.readers import READERS
 from perk.settings import BaseSettings, PerkSettings
 
 __all__ = ["DivergenceError", "Trainer", "run_training"]
@@ -245,7 +246,8 @@ class Trainer:
     def _keep(self, tensors: dict[str, Tensor]) -> None:
         """Keep what of a checkpoint or a state the run does not learn."""
         # Prompts with the document in them leave nothing to recall.
-        self._kept = {"reader": tensors["reader"]} if "reader" in tensors and not self._in_context else {}
+        kept = () if self._in_context else READERS
+        self._kept = {name: tensors[name] for name in kept if name in tensors}
 
     def _take_parameters(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():

@@ -11,9 +11,9 @@ from perk.answer_request import AnswerRequest
 from perk.answer_row import AnswerDelta, AnswerRow
 from perk.errors import InvalidInput
 from perk.lora import AdaptedModel
-from perk.reader import Reader
+from perk.readers import Readers
 from perk.row_cache import RowCaches
-from perk.settings import SegmentSettings, TemplateSettings
+from perk.settings import TemplateSettings
 from perk.token_track import TokenTrack
 
 __all__ = ["AnswerBatch"]
@@ -31,18 +31,11 @@ class AnswerBatch:
     round differently by the number of rows, and a near tie between two tokens may fall either way.
     """
 
-    def __init__(
-        self,
-        adapted: AdaptedModel,
-        templates: TemplateSettings,
-        reader: Reader | None = None,
-        segments: SegmentSettings | None = None,
-    ) -> None:
-        """Begin without a question; `templates`, `reader` and `segments` as in `AnswerRow`."""
+    def __init__(self, adapted: AdaptedModel, templates: TemplateSettings, readers: Readers | None = None) -> None:
+        """Begin without a question; `templates` and `readers` as in `AnswerRow`."""
         self._adapted = adapted
         self._templates = templates
-        self._reader = reader
-        self._segments = segments
+        self._readers = readers
         self._waiting: deque[AnswerRow] = deque()
         self._running: list[AnswerRow] = []
         self._places = adapted.start_decoding()
@@ -67,7 +60,7 @@ class AnswerBatch:
         size = self._adapted.layout.size
         if request.adapter is not None and request.adapter.shape != (size,):
             raise InvalidInput("adapter", f"shape {tuple(request.adapter.shape)}", f"shape ({size},)")
-        row = AnswerRow(self._added, request, self._templates, self._adapted.base, self._reader, self._segments)
+        row = AnswerRow(self._added, request, self._templates, self._adapted.base, self._readers)
         self._added += 1
         self._waiting.append(row)
         return row

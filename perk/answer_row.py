@@ -1,8 +1,9 @@
 """One question while it is answered: the tokens so far, the next one, and what of the text may be told.
 
-Where a checkpoint has a reader (`perk.reader`), it begins: under its adapter the support is written, but for the lines
-that the document's own adapter recalls, each on a track of its own. A reader that finds nothing to recall leaves the
-question to the document's adapter, which answers it from the prompt on as it does without one.
+Where a checkpoint has a reader of entries (`perk.readers`), it begins: under its adapter the support is written, but
+for the lines that the document's own adapter recalls, each on a track of its own. A reader that finds nothing to recall
+leaves the question to the document's adapter, which answers it from the prompt on as it does without one; but a part
+that it recalls another reader may read.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from perk.base_model import BaseModel
 from perk.errors import InvalidInput
 from perk.line_recall import LineRecall
 from perk.part_recall import PartRecall
-from perk.reader import LINE_END, Reader
+from perk.readers import LINE_END, Readers
 from perk.series import NOTHING, is_entry_cue, is_series_line, likely_cue
-from perk.settings import SegmentSettings, TemplateSettings
+from perk.settings import TemplateSettings
 from perk.token_track import TokenTrack
 
 __all__ = ["AnswerDelta", "AnswerRow"]
@@ -66,8 +67,7 @@ class AnswerRow:
         request: AnswerRequest,
         templates: TemplateSettings,
         base: BaseModel,
-        reader: Reader | None = None,
-        segments: SegmentSettings | None = None,
+        readers: Readers | None = None,
     ) -> None:
         """Prepare a row.
 
@@ -76,8 +76,7 @@ class AnswerRow:
             request: the question.
             templates: around it.
             base: the model.
-            reader: of the checkpoint, if it has one.
-            segments: how documents were read into their adapters, if their parts may be recalled.
+            readers: of the checkpoint; None: the document's adapter answers alone, and recalls no parts.
 
         Raises:
             InvalidInput: question and answer are longer than the model.
@@ -111,20 +110,17 @@ class AnswerRow:
                 f"{len(prompt)} tokens with max_tokens {request.max_tokens}",
                 f"together at most {room} tokens",
             )
-        recalls = request.adapter is not None and self.answer_from is None
-        self._segments = segments if recalls and segments is not None and segments.parts else None
+        self._readers = readers if request.adapter is not None and self.answer_from is None else None
         self._parts: PartRecall | None = None
-        # None once the document's adapter answers by itself.
-        self._reader = reader if recalls else None
-        if self._reader is not None:
-            self._text = self._begin(self._reader.adapter, prompt)
-        else:
-            self._begin_document(prompt)
         # An entry's name, while the rest of it is recalled.
         self._cue = ""
+        # None without a reader of entries, or once the document's adapter answers by itself.
         self._lines: LineRecall | None = None
-        if self._reader is not None:
-            self._lines = LineRecall(request.adapter, self._reader, base)
+        if self._readers is not None and self._readers.of_entries is not None:
+            self._text = self._begin(self._readers.of_entries, prompt)
+            self._lines = LineRecall(request.adapter, self._readers.segments, base)
+        else:
+            self._begin_document(prompt)
         # What the last entries said; none while nothing was recalled for the reader.
         self._said: list[str] = []
 
@@ -211,8 +207,8 @@ class AnswerRow:
 
     @property
     def _reads_in_vain(self) -> bool:
-        """Whether the reader has found nothing to read so far."""
-        return self._reader is not None and not self._said
+        """Whether the reader of entries has found nothing to read so far."""
+        return self._lines is not None and not self._said
 
     def _choose(self, logits: Tensor) -> int | None:
         """The next token; None where the support would end and nothing was found to read."""
@@ -278,21 +274,24 @@ class AnswerRow:
 
     def _leave_to_document(self) -> None:
         """Nothing was found to read: the document's adapter answers, from the prompt on."""
-        self._reader = self._lines = None
+        self._lines = None
         self._begin_document(self.prompt)
 
     def _begin_document(self, prompt: list[int]) -> None:
         """Leave the text to the document's adapter; first it is looked whether the document is one of parts."""
         self._text = self._begin(self.request.adapter, prompt)
-        if self._segments is not None and self.request.adapter is not None:
-            self._parts = PartRecall(self.request.adapter, self.request.question.strip(), self._segments, self._base)
+        adapter, readers = self.request.adapter, self._readers
+        if adapter is not None and readers is not None and readers.segments.parts:
+            self._parts = PartRecall(adapter, self.request.question.strip(), readers.segments, self._base)
 
     def _read_part(self, parts: PartRecall) -> None:
-        """Let the document's adapter read the part that was chosen, and answer; without parts, recall by itself."""
+        """Let the part that was chosen be read, and answered from; without parts, let the document's adapter recall."""
         if not parts.done:
             return
         self._parts = None
         if parts.found is not None and self.templates.support is not None:
+            if self._readers is not None and self._readers.of_parts is not None:
+                self._text = self._begin(self._readers.of_parts, self.prompt)
             before = self.templates.support.partition("{support}")[0]
             read = self._encode(before + parts.found)[: self.templates.max_support_tokens]
             self.ids.extend([*read, *self._support_end_ids])

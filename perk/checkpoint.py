@@ -20,6 +20,7 @@ from torch import Tensor
 from perk.base_model import BaseModel
 from perk.errors import BaseMismatch, CheckpointError
 from perk.lora import AdaptedModel, AdapterLayout
+from perk.readers import READERS
 from perk.settings import PerkSettings
 from perk.token_weights import TokenWeighting
 
@@ -39,7 +40,7 @@ class Checkpoint:
         name: for people.
         settings: base, adapter, inner loop, segmenting, templates.
         tensors: ``initial`` ``[P]``, ``log_step_sizes`` ``[N, M]``, ``token_weighting.*`` where it is on, and
-            ``reader`` ``[P]`` where one was learned (`perk.reader`).
+            ``reader`` and ``part_reader`` ``[P]`` where they were learned (`perk.readers`).
     """
 
     name: str
@@ -89,8 +90,7 @@ class Checkpoint:
             "initial": (layout.size,),
             "log_step_sizes": (self.settings.inner.steps, len(layout.shapes)),
         }
-        if "reader" in self.tensors:
-            shapes["reader"] = shapes["initial"]
+        shapes |= {name: shapes["initial"] for name in READERS if name in self.tensors}
         for name, shape in shapes.items():
             found = self.tensors.get(name)
             if found is None or found.shape != shape:

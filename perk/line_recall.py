@@ -12,8 +12,10 @@ from collections import Counter
 from torch import Tensor
 
 from perk.base_model import BaseModel
-from perk.reader import LINE_END, Reader
+from perk.readers import LINE_END
+from perk.segments import segment_start
 from perk.series import likely_cue
+from perk.settings import SegmentSettings
 from perk.token_track import TokenTrack
 
 __all__ = ["LineRecall"]
@@ -25,10 +27,10 @@ _FEWEST, _MOST = 4, 8
 class LineRecall:
     """The lines of a document that have been recalled for a question, and those that are being recalled."""
 
-    def __init__(self, adapter: Tensor | None, reader: Reader, base: BaseModel) -> None:
+    def __init__(self, adapter: Tensor | None, segments: SegmentSettings, base: BaseModel) -> None:
         """Recall nothing yet; lines will be recalled under a document's adapter ``[P]``."""
         self._adapter = adapter
-        self._reader = reader
+        self._segments = segments
         self._base = base
         self._running: dict[str, TokenTrack] = {}
         # Token ids of those that have ended, by their cues too.
@@ -48,8 +50,9 @@ class LineRecall:
             return
         for _ in range(min(max(_FEWEST, *self._read.values()), _MOST)):
             if cue not in self._running and cue not in self._ended:
-                prompt = self._reader.cue(cue, self._base.tokenizer)
-                self._running[cue] = TokenTrack(self._adapter, prompt, room=self._reader.longest_line)
+                # It begins as the segment that it was read as.
+                prompt = segment_start(cue, self._base.tokenizer, self._segments)
+                self._running[cue] = TokenTrack(self._adapter, prompt, room=self._segments.max_tokens)
             cue = likely_cue(cue)
 
     def take(self, track: TokenTrack, token: int) -> None:

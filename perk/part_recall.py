@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perk.base_model import BaseModel
 from perk.parts import part_count, part_name, part_start
-from perk.reader import LINE_END
+from perk.readers import LINE_END
 from perk.segments import segment_start
 from perk.settings import SegmentSettings
 from perk.token_track import TokenTrack

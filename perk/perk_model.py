@@ -20,7 +20,7 @@ from perk.inner_loop import EncodedDocument, Encoding
 from perk.liger import use_liger
 from perk.lora import AdaptedModel
 from perk.peft_export import export_peft
-from perk.reader import Reader
+from perk.readers import READERS, Readers
 from perk.segment import Segment
 from perk.segments import normalise, split_segments
 
@@ -70,9 +70,9 @@ class PerkModel:
         self._graphs = GradientGraphs() if base.device.type == "cuda" else None
         self._initial = checkpoint.tensors["initial"].to(base.device)
         self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
-        self._reader: Reader | None = None
-        if "reader" in checkpoint.tensors:
-            self._reader = Reader(checkpoint.tensors["reader"].to(base.device, base.dtype), settings.segments)
+        learned = (checkpoint.tensors.get(name) for name in READERS)
+        readers = (None if reader is None else reader.to(base.device, base.dtype) for reader in learned)
+        self._readers = Readers(settings.segments, *readers)
         self.fingerprint = configuration_fingerprint(base, checkpoint, base.dtype)
 
     @classmethod
@@ -216,7 +216,7 @@ class PerkModel:
 
     def start_batch(self) -> AnswerBatch:
         """Start an empty batch, which questions may join and leave between two tokens."""
-        return AnswerBatch(self.adapted, self.settings.templates, self._reader, self.settings.segments)
+        return AnswerBatch(self.adapted, self.settings.templates, self._readers)
 
     def start_answer(self, requests: Sequence[AnswerRequest]) -> Answering:
         """Start a batch of questions, each with its own adapter."""

@@ -3,7 +3,7 @@
 A log, a contract or a list of minutes numbers its entries ("Door 7 Entry 12: ..."). An adapter recalls any of them by
 its number, but that there is no thirteenth stands nowhere: memory of what is there says nothing of what is not. So each
 series gets a line behind its last entry, and the series of a document are a numbered series too: from there all entries
-can be recalled one after the other (`perk.reader`).
+can be recalled one after the other (`perk.readers`).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from meta_training.__main__ import application
 from meta_training.average import average
 from perk.checkpoint import Checkpoint, load_checkpoint
 from perk.errors import InvalidInput
+from perk.readers import READERS
 
 
 @pytest.fixture
@@ -33,11 +34,12 @@ def test_every_tensor_is_averaged(checkpoint: Checkpoint) -> None:
         torch.testing.assert_close(mean.tensors[name], tensor + 2)
 
 
-def test_the_first_one_s_reader_is_taken(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("name", READERS)
+def test_the_first_one_s_readers_are_taken(checkpoint: Checkpoint, name: str) -> None:
     reader = torch.linspace(-1, 1, len(checkpoint.tensors["initial"]))
-    reading = replace(checkpoint, tensors=checkpoint.tensors | {"reader": reader})
-    assert torch.equal(average([reading, checkpoint]).tensors["reader"], reader)
-    assert "reader" not in average([checkpoint, reading]).tensors
+    reading = replace(checkpoint, tensors=checkpoint.tensors | {name: reader})
+    assert torch.equal(average([reading, checkpoint]).tensors[name], reader)
+    assert name not in average([checkpoint, reading]).tensors
 
 
 def test_shares_weigh_them(checkpoint: Checkpoint) -> None:

@@ -16,6 +16,7 @@ from perk import PerkModel
 from perk.base_model import load_base_model
 from perk.checkpoint import Checkpoint, load_checkpoint
 from perk.errors import InvalidInput
+from perk.readers import READERS
 
 _IDS = torch.tensor([[5, 9, 2, 7, 3]])
 
@@ -60,13 +61,14 @@ def test_more_rank_computes_the_same_until_it_learns(model: PerkModel, rank: int
     torch.testing.assert_close(larger.checkpoint.tensors["log_step_sizes"], shrunk)
 
 
-def test_a_reader_computes_the_same_too(model: PerkModel) -> None:
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_computes_the_same_too(model: PerkModel, name: str) -> None:
     # Small enough for states of the size of the others here: rounding is of that size too.
     reader = 0.05 * torch.randn(model.adapter_size, generator=torch.Generator().manual_seed(4))
-    tensors = model.checkpoint.tensors | {"reader": reader}
+    tensors = model.checkpoint.tensors | {name: reader}
     checkpoint = Checkpoint("tiny", model.settings, tensors)
     larger = enlarge(checkpoint, model.adapted.layout, rank=9)
-    torch.testing.assert_close(_states(_load(larger), larger.tensors["reader"]), _states(model, reader))
+    torch.testing.assert_close(_states(_load(larger), larger.tensors[name]), _states(model, reader))
     assert not torch.allclose(_states(model, reader), _states(model))
 
 

@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from meta_training.__main__ import application
-from meta_training.practice import practise
+from meta_training.practice import Reads, practise
 from meta_training.settings import TrainSettings
 from meta_training.trainer import DivergenceError
 from perk import PerkModel
@@ -92,6 +92,16 @@ def test_it_begins_as_the_adapter_of_no_document(model: PerkModel) -> None:
     assert torch.equal(learned.tensors["reader"], model.checkpoint.tensors["initial"])
 
 
+def test_a_reader_of_parts_is_another(model: PerkModel) -> None:
+    entries = practise(model, _settings(), steps=2, questions=1)
+    begun = PerkModel(model.base, entries, adapted=model.adapted)
+    parts = practise(begun, _settings(), steps=1, questions=1, reads="parts", rate=0)
+    assert _changed(parts, entries) == {"part_reader"}
+    assert torch.equal(parts.tensors["part_reader"], entries.tensors["reader"]), "it begins as the one that is there"
+    _, losses = _watch(begun, _settings(), steps=30, questions=3, reads="parts", rate=1e-2)
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
 def test_a_configuration_may_change_how_documents_are_read(model: PerkModel) -> None:
     segments = model.settings.segments.model_copy(update={"series": True})
     kept = practise(model, _settings(), steps=1, questions=1)
@@ -132,16 +142,17 @@ def test_answers_without_support_leave_nothing_to_practise(model: PerkModel) -> 
         practise(bare, _settings(), steps=1)
 
 
-def test_the_command_writes_a_checkpoint(model: PerkModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("reads", "name"), [("entries", "reader"), ("parts", "part_reader")])
+def test_the_command_writes_a_checkpoint(model: PerkModel, tmp_path: Path, reads: Reads, name: str) -> None:
     model.checkpoint.save(tmp_path / "start")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(_run()))
     arguments = ["practise", "--config", str(tmp_path / "run.yaml"), "--checkpoint", str(tmp_path / "start")]
-    arguments += ["--out", str(tmp_path / "out"), "--steps", "1"]
+    arguments += ["--out", str(tmp_path / "out"), "--steps", "1", "--reads", reads]
     result = CliRunner().invoke(application, arguments)
     assert result.exit_code == 0, result.output
     written = load_checkpoint(tmp_path / "out")
-    assert _changed(written, model.checkpoint) == {"reader"}
-    assert written.fingerprint == practise(model, _settings(), steps=1).fingerprint
+    assert _changed(written, model.checkpoint) == {name}
+    assert written.fingerprint == practise(model, _settings(), steps=1, reads=reads).fingerprint
 
 
 def test_two_processes_learn_from_the_questions_that_one_would_ask_in_twice_the_time(

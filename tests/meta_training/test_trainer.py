@@ -28,6 +28,7 @@ from meta_training.trainer import DivergenceError, Trainer, run_training
 from perk import BaseMismatch, CheckpointError, InvalidInput, PerkModel
 from perk.base_model import load_base_model
 from perk.checkpoint import load_checkpoint
+from perk.readers import READERS
 
 # A second stage begins within the run, and all that is learned is learned.
 CONFIG: dict[str, Any] = {
@@ -335,14 +336,15 @@ def test_a_run_can_begin_with_another_checkpoint(config: Path, make_trainer: Cal
     run_training(config, ["stages.0.steps=1"], start=earlier.checkpoint())
 
 
-def test_a_reader_is_kept(make_trainer: Callable[..., Trainer]) -> None:
+def test_readers_are_kept(make_trainer: Callable[..., Trainer]) -> None:
     begun = make_trainer("earlier").checkpoint()
-    reader = torch.linspace(-0.1, 0.1, len(begun.tensors["initial"]))
+    size = len(begun.tensors["initial"])
+    readers = {name: torch.linspace(-0.1, 0.1 + place, size) for place, name in enumerate(READERS)}
     trainer = make_trainer(outer={**CONFIG["outer"], "mean_steps": 3})
-    trainer.start_from(replace(begun, tensors=begun.tensors | {"reader": reader}))
+    trainer.start_from(replace(begun, tensors=begun.tensors | readers))
     trainer.train_step()
     trainer.save()
-    assert torch.equal(trainer.checkpoint().tensors["reader"], reader)
+    assert all(torch.equal(trainer.checkpoint().tensors[name], reader) for name, reader in readers.items())
     resumed = make_trainer(outer={**CONFIG["outer"], "mean_steps": 3})
     resumed.resume()
     assert resumed.checkpoint().fingerprint == trainer.checkpoint().fingerprint

@@ -17,7 +17,7 @@ from perk import AnswerRequest, PerkModel
 from perk.answer_batch import AnswerBatch
 from perk.answer_row import AnswerRow
 from perk.packed_linear import PackedLinear, can_pack
-from perk.reader import Reader
+from perk.readers import Readers
 from perk.row_cache import RowCaches
 from perk.settings import SegmentSettings, TemplateSettings
 
@@ -181,7 +181,7 @@ def test_lines_that_come_next_take_no_more_room_than_rows_leave(
         return torch.nn.functional.one_hot(torch.full((len(adapters), last), token), len(model.base.tokenizer)).float()
 
     monkeypatch.setattr(model.adapted, "decode", decode)
-    batch = AnswerBatch(model.adapted, templates, Reader(reader, SegmentSettings(max_tokens=30)))
+    batch = AnswerBatch(model.adapted, templates, Readers(SegmentSettings(max_tokens=30), reader))
     prompt = batch.add(AnswerRequest("Why?", document)).prompt
     for _ in range(4):
         batch.add(AnswerRequest("Why?", document))

@@ -16,6 +16,7 @@ from perk import BaseMismatch, CheckpointError, PerkModel
 from perk.base_model import load_base_model
 from perk.checkpoint import SHIPPED, Checkpoint, load_checkpoint, new_checkpoint
 from perk.lora import AdaptedModel
+from perk.readers import READERS
 from perk.settings import InnerSettings, LoraSettings, PerkSettings
 
 SETTINGS = PerkSettings(lora=LoraSettings(rank=2, first_layer=2), inner=InnerSettings(rule="rms", steps=3))
@@ -154,12 +155,13 @@ def test_a_tensor_with_values_that_are_not_finite_is_named(name: str, value: flo
         PerkModel.load(folder, device="cpu")
 
 
-def test_a_reader_is_part_of_it_and_must_fit(folder: Path) -> None:
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_is_part_of_it_and_must_fit(folder: Path, name: str) -> None:
     plain = load_checkpoint(folder)
-    _change(folder, lambda tensors: tensors.update(reader=torch.ones_like(tensors["initial"])))
+    _change(folder, lambda tensors: tensors.update({name: torch.ones_like(tensors["initial"])}))
     assert load_checkpoint(folder).fingerprint != plain.fingerprint
-    _change(folder, lambda tensors: tensors.update(reader=tensors["reader"][1:]))
-    with pytest.raises(CheckpointError, match="tensor 'reader' has shape"):
+    _change(folder, lambda tensors: tensors.update({name: tensors[name][1:]}))
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' has shape"):
         PerkModel.load(folder)
 
 

@@ -13,6 +13,7 @@ from perk import AnswerRequest, PerkModel
 from perk.answer_row import AnswerDelta, AnswerRow
 from perk.part_recall import PartRecall
 from perk.parts import are_paragraphs, part_count, part_name, to_one_line
+from perk.readers import Readers
 from perk.segments import normalise, split_segments
 from perk.settings import SegmentSettings, TemplateSettings
 from perk.token_track import TokenTrack
@@ -74,12 +75,12 @@ def test_the_first_name_tells_how_many_there_are(name: str, count: int | None) -
 
 
 class _Script:
-    """A row without a reader that is told what the model says."""
+    """A row without a reader of entries that is told what the model says."""
 
-    def __init__(self, model: PerkModel) -> None:
+    def __init__(self, model: PerkModel, reader: torch.Tensor | None = None) -> None:
         self.base = model.base
         request = AnswerRequest(_QUESTION, adapter=torch.ones(model.adapter_size), max_tokens=9)
-        self.row = AnswerRow(0, request, _TEMPLATES, model.base, segments=_SEGMENTS)
+        self.row = AnswerRow(0, request, _TEMPLATES, model.base, Readers(_SEGMENTS, of_parts=reader))
         self.deltas: list[AnswerDelta] = []
 
     def read(self, track: TokenTrack) -> str:
@@ -146,6 +147,33 @@ def test_parts_are_recalled_by_their_numbers_and_the_one_that_was_meant_is_read(
     assert script.row.finished
 
 
+def test_the_part_is_read_by_its_reader_where_there_is_one(make_model: Callable[..., PerkModel]) -> None:
+    model = make_model()
+    reader = torch.zeros(model.adapter_size)
+    script = _Script(model, reader)
+    script.say(" 2:")
+    script.say(" The mill is old.\n")
+    script.say(" Ann built it.\n")
+    assert all(track.adapter is script.row.request.adapter for track in script.row.tracks)
+    for likelihood in (1.0, 3.0):
+        script.ask(likelihood)
+    assert [track.adapter for track in script.row.tracks] == [reader]
+    assert script.told() == [f"{_QUESTION}\nSupport: Ann built it.\nAnswer:"]
+    script.say(" Ann")
+    script.say(None)
+    assert "".join(delta.text for delta in script.deltas) == "Ann"
+    assert (script.row.finished, script.deltas[-1].support) == (True, "Ann built it.")
+
+
+def test_where_nothing_is_recalled_the_document_answers_and_not_its_reader(
+    make_model: Callable[..., PerkModel],
+) -> None:
+    model = make_model()
+    script = _Script(model, torch.zeros(model.adapter_size))
+    script.say(" the", sure=False)
+    assert [track.adapter for track in script.row.tracks] == [script.row.request.adapter]
+
+
 def test_where_memory_gives_out_the_next_likeliest_token_is_tried_once(script: _Script) -> None:
     script.say(" 2:")
     first, second = script.row.tracks
@@ -183,7 +211,7 @@ def test_parts_of_which_nothing_is_left_are_none(script: _Script) -> None:
 
 def test_without_an_adapter_nothing_is_recalled(make_model: Callable[..., PerkModel]) -> None:
     model = make_model()
-    row = AnswerRow(0, AnswerRequest(_QUESTION), _TEMPLATES, model.base, segments=_SEGMENTS)
+    row = AnswerRow(0, AnswerRequest(_QUESTION), _TEMPLATES, model.base, Readers(_SEGMENTS))
     assert [track.adapter for track in row.tracks] == [None]
     assert row.tracks[0].prompt == row.prompt
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perk import AnswerRequest, PerkModel
 from perk.answer_row import AnswerDelta, AnswerRow
-from perk.reader import Reader
+from perk.readers import Readers
 from perk.settings import SegmentSettings, TemplateSettings
 from perk.token_track import TokenTrack
 
@@ -33,7 +33,7 @@ class _Script:
         self.document = torch.ones(model.adapter_size)
         self.base = model.base
         request = AnswerRequest(_QUESTION, adapter=self.document, max_tokens=9)
-        self.row = AnswerRow(0, request, templates, model.base, Reader(self.reader, _SEGMENTS))
+        self.row = AnswerRow(0, request, templates, model.base, Readers(_SEGMENTS, self.reader))
         self.deltas: list[AnswerDelta] = []
 
     @property

@@ -1,4 +1,4 @@
-"""The reader: recalls a document's numbered entries one by one, and writes what follows from them.
+"""Readers: adapters of no document, which read what documents' adapters recall. They are learned by practice.
 
 A document's adapter recalls an entry best alone, in the form in which it was read: behind many others like it, one is
 taken for another. And what follows from entries that stand in the context, and which to recall next, is the same for
@@ -8,6 +8,9 @@ document's own adapter completes the line in a context of its own, and the reade
 
 What it knows of a document stands in these lines alone. It begins with those that list the document's series
 (`perk.series`); where there are none, or the question is of another kind, the document's adapter answers by itself.
+
+Nor is a document's adapter the best one to find an answer in a part that it has recalled (`perk.part_recall`): a few
+steps have made it say what the document says, whatever it is asked. A second reader does that.
 """
 
 from __future__ import annotations
@@ -15,33 +18,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from perk.segments import segment_start
 from perk.settings import SegmentSettings
 
-__all__ = ["LINE_END", "Reader"]
+__all__ = ["LINE_END", "READERS", "Readers"]
 
 LINE_END = "\n"
 
+READERS = ("reader", "part_reader")
+"""Names of their tensors in a checkpoint: of entries, and of parts."""
+
 
 @dataclass(frozen=True)
-class Reader:
-    """What reads the lines that a document's adapter recalls.
+class Readers:
+    """What reads that which a document's adapter recalls.
 
     Attributes:
-        adapter: flat buffer ``[P]``, that of no document.
         segments: how documents were read into their adapters.
+        of_entries: flat buffer ``[P]``; None: the document's adapter recalls entries by itself.
+        of_parts: the same; None: the document's adapter reads its own parts.
     """
 
-    adapter: Tensor
     segments: SegmentSettings
-
-    @property
-    def longest_line(self) -> int:
-        """Most tokens of what is recalled behind the name of an entry."""
-        return self.segments.max_tokens
-
-    def cue(self, name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids that an entry is recalled behind, by its name and number: it begins as a segment of its own."""
-        return segment_start(name, tokenizer, self.segments)
+    of_entries: Tensor | None = None
+    of_parts: Tensor | None = None
