@@ -1,7 +1,9 @@
 """Encoding a document against `peft` + autograd + AdamW on the CPU: the same adapter, steps and tokens, in one run.
 
-Both sides take the same micro-batches of the same segments, in turn, and the medians are compared. Three things differ:
+Both sides take the same segments, in turn, and the medians are compared. Four things differ:
 
+- Micro-batches: ours lie without padding where the adapter is merged; theirs are filled up to one length, and hold
+  segments of about one length, at most as many tokens as ours.
 - Update rule: ours is the checkpoint's, with a learned step size for each tensor and step; theirs `torch.optim.AdamW`.
 - Token weighting: where the checkpoint has one, ours also pays a pass of the base model for the weights.
 - Vocabulary: the checkpoint's inner loss may let only `inner.candidates` frequent ids and the document's own compete;
@@ -66,7 +68,7 @@ def run(
         all_layers: put adapters on all layers, wherever the checkpoint begins.
         rank: of the adapters, if not the checkpoint's.
         steps: the first so many of the checkpoint's inner steps; None: all.
-        memory_budget: as in `PerkModel.start_encoding`; the other side takes the same micro-batches.
+        memory_budget: as in `PerkModel.start_encoding`; it bounds the micro-batches of both sides.
 
     Returns:
         - ``tokens``;
@@ -89,12 +91,12 @@ def run(
     full_vocabulary = inner.model_copy(update={"candidates": None})
     text = generate_document(model, tokens)
     segments = model.split(text)
-    batches = plan_batches(model, segments, memory_budget)
     merges = start_encoding(model, segments, inner, memory_budget).merges
     products = model.adapted.product_dtype if merges else model.base.dtype
     first_steps = inner.model_copy(update={"steps": min(inner.steps, _UNTIMED_STEPS)})
     with PeakMemory() as peak:
         _encode(model, text, first_steps, memory_budget)
+    batches = plan_batches(model, segments, memory_budget, packed=False)
     sides = {"peft_seconds": PeftFineTuning.of(model, batches)}
     if products == torch.bfloat16:
         sides["peft_bfloat16_seconds"] = PeftFineTuning.of(model, batches, products)
@@ -115,7 +117,7 @@ def run(
     flops = count_encoding_flops(
         model.adapted,
         model.weighting,
-        batches,
+        plan_batches(model, segments, memory_budget, packed=merges),
         steps=inner.steps,
         candidates=count_candidates(model, segments),
         merged=merges,
@@ -167,10 +169,12 @@ def start_encoding(
     )
 
 
-def plan_batches(model: PerkModel, segments: Sequence[Segment], memory_budget: int | None = None) -> list[MicroBatch]:
-    """The micro-batches of `start_encoding`."""
+def plan_batches(
+    model: PerkModel, segments: Sequence[Segment], memory_budget: int | None = None, *, packed: bool
+) -> list[MicroBatch]:
+    """The micro-batches of `start_encoding`, `packed` where it merges; else filled up, as modules take them."""
     token_limit, _ = model.encoding_limits(1, memory_budget)
-    return InnerLoss(model.adapted, [segments], token_limit=token_limit).batches
+    return InnerLoss(model.adapted, [segments], token_limit=token_limit, packed=packed).batches
 
 
 def _load(checkpoint: str, *, all_layers: bool, rank: int | None, steps: int | None) -> PerkModel:

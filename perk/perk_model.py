@@ -32,7 +32,7 @@ _METHOD_VERSION = 4
 _DEFAULT_BUDGET = 2 * 1024**3
 _MIN_SLICE = 256
 # Larger micro-batches gain nothing once matrix products are full, but make a slice longer for those who wait.
-_MAX_SLICE = {"cpu": 512, "cuda": 8192}
+_MAX_SLICE = {"cpu": 640, "cuda": 8192}
 
 
 def configuration_fingerprint(base: BaseModel, checkpoint: Checkpoint, dtype: torch.dtype) -> str:

@@ -91,14 +91,14 @@ def test_what_is_measured_is_what_the_model_does(model: PerkModel) -> None:
     slices = round(1 / ours.progress)
     ours = _finish(ours)
 
-    batches = encode.plan_batches(model, model.split(text))
+    batches = encode.plan_batches(model, model.split(text), packed=True)
     assert slices == len(batches) * (ours.steps + 1) > ours.steps + 1, "the same micro-batches, more than one"
     assert measured.results()[0].adapter.equal(ours.results()[0].adapter)
 
 
 def test_peft_trains_the_same_adapter_on_the_same_loss(model: PerkModel) -> None:
     segments = model.split(generate_document(model, 700))
-    fine_tuning = PeftFineTuning.of(model, encode.plan_batches(model, segments))
+    fine_tuning = PeftFineTuning.of(model, encode.plan_batches(model, segments, packed=False))
 
     losses = fine_tuning.run()
 

@@ -67,10 +67,10 @@ def test_counted_products_are_those_that_run(
     counted = count_encoding_flops(
         model.adapted,
         model.weighting,
-        plan_batches(model, segments),
+        plan_batches(model, segments, packed=encoding.merges),
         steps=inner.steps,
         candidates=count_candidates(model, segments),
-        merged=model.adapted.merged_bytes is not None,
+        merged=encoding.merges,
     )
 
     # Rotary angles are a product too, of one row: too few to count.
@@ -90,10 +90,10 @@ def test_adapters_on_the_mlp_alone_need_no_gradient_in_the_first_attention(tiny_
     counted = count_encoding_flops(
         model.adapted,
         None,
-        plan_batches(model, segments),
+        plan_batches(model, segments, packed=encoding.merges),
         steps=inner.steps,
         candidates=count_candidates(model, segments),
-        merged=model.adapted.merged_bytes is not None,
+        merged=encoding.merges,
     )
 
     assert counted.products == pytest.approx(counter.get_total_flops(), rel=0.002)
