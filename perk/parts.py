@@ -26,9 +26,9 @@ _LINE_BREAK = re.compile(r"([\w)\]])?\s*\n\s*")
 
 
 def are_paragraphs(pieces: Sequence[str]) -> bool:
-    """Whether the pieces of a text are to be read as parts: several, not too many, and most of them paragraphs."""
+    """Whether the pieces of a text are to be read as parts: not too many, and most of them paragraphs."""
     paragraphs = sum(len(sentences(piece, shortest=0)) >= _SENTENCES for piece in pieces)
-    return 2 <= len(pieces) <= _MOST_PARTS and paragraphs >= _LEAST_SHARE * len(pieces)
+    return 1 <= len(pieces) <= _MOST_PARTS and paragraphs >= _LEAST_SHARE * len(pieces)
 
 
 def part_name(number: int, count: int) -> str:
@@ -45,7 +45,7 @@ def part_count(name: str) -> int | None:
     """Of how many parts the name of the first one tells; None where it is no such name."""
     named = _COUNT.fullmatch(name)
     count = int(named[1]) if named else 0
-    return count if 2 <= count <= _MOST_PARTS else None
+    return count if 1 <= count <= _MOST_PARTS else None
 
 
 def to_one_line(piece: str) -> str:
