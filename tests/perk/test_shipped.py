@@ -65,12 +65,16 @@ def test_other_questions_are_left_to_the_document(model: PerkModel, adapter: tor
 def test_of_an_article_every_part_is_recalled_and_the_one_asked_about_is_read(model: PerkModel) -> None:
     adapter = model.encode(_ARTICLE).adapter
     batch = model.start_batch()
-    questions = ["How many rooms does the Copper Kettle have?", "When did a flood carry off the stables?"]
+    questions = {
+        "How many rooms does the Copper Kettle have?": "nine",
+        "What did Ned Crowe hide under the kitchen floor?": "brandy",
+        "When did a flood carry off the stables?": "1912",
+    }
     rows = [batch.add(AnswerRequest(question, adapter=adapter, max_tokens=8)) for question in questions]
     while batch.rows:
         batch.advance()
-    title, first, _, last = _ARTICLE.split("\n\n")
-    assert [row.support for row in rows] == [f"{title}. {first}", last]
-    assert rows[1].sent == "1912"
-    alone = model.answer(adapter, questions[1], max_tokens=8)
+    title, first, *others = _ARTICLE.split("\n\n")
+    assert [row.support for row in rows] == [f"{title}. {first}", *others]
+    assert [row.sent for row in rows] == list(questions.values())
+    alone = model.answer(adapter, rows[1].request.question, max_tokens=8)
     assert (alone.text, alone.support) == (rows[1].sent, rows[1].support), "it depends on what else is asked"
