@@ -6,6 +6,7 @@ import random
 
 from perk.errors import InvalidInput
 from perk.perk_model import PerkModel
+from perk.segments import split_segments
 
 __all__ = ["generate_document"]
 
@@ -42,7 +43,8 @@ def generate_document(model: PerkModel, tokens: int) -> str:
     # Tokens that each segment has besides its text: a line of so few cannot be.
     besides = _count(model, "a") - len(model.base.tokenizer.encode("a", add_special_tokens=False))
     for _ in range(tokens + _CUTS):
-        line = _record(rng) if rng.random() < 0.5 else _paragraph(rng)
+        # In turn, so that the whole is never one of paragraphs, which would be read as numbered parts.
+        line = _paragraph(rng) if len(lines) % 2 else _record(rng)
         size = _count(model, line)
         if size > left:
             ids = model.base.tokenizer.encode(line, add_special_tokens=False)[: left - besides]
@@ -59,9 +61,11 @@ def generate_document(model: PerkModel, tokens: int) -> str:
     raise InvalidInput("tokens", str(tokens), f"a number that the tokeniser of {model.name} can meet")
 
 
-def _count(model: PerkModel, text: str) -> int:
-    """Tokens that a text has in the segments of a step, prefixes not counted."""
-    return sum(len(segment.ids) - segment.prefix_tokens for segment in model.split(text))
+def _count(model: PerkModel, line: str) -> int:
+    """Tokens that a line has in the segments of a step, prefixes not counted, where it is no part."""
+    plain = model.settings.segments.model_copy(update={"parts": False})
+    segments = split_segments(line, model.base.tokenizer, plain)
+    return sum(len(segment.ids) - segment.prefix_tokens for segment in segments)
 
 
 def _record(rng: random.Random) -> str:

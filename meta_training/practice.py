@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -30,12 +30,13 @@ from meta_training.trainer import DivergenceError
 from perk.checkpoint import Checkpoint
 from perk.errors import InvalidInput
 from perk.perk_model import PerkModel
+from perk.readers import READERS
 
 __all__ = ["Reads", "practise"]
 
 Reads = Literal["entries", "parts"]
 
-_NAMES: dict[Reads, str] = {"entries": "reader", "parts": "part_reader"}
+_NAMES: dict[Reads, str] = dict(zip(get_args(Reads), READERS, strict=True))
 
 _TOKEN_LIMIT = 2048
 _WARMUP = 10
@@ -57,7 +58,7 @@ def practise(
 
     Args:
         model: with the checkpoint to begin with. If that has this reader, it goes on learning; if not, it begins as
-            the reader of entries, or as the adapter of no document where there is none either.
+            the other one, or as the adapter of no document where there is none either.
         settings: of a run, whose seed and stages say what is asked, a document after the other; over how many of the
             last steps the result is a mean (`mean_steps`); and which segments documents are read in, if that is to
             change.
@@ -84,7 +85,7 @@ def practise(
         raise InvalidInput("checkpoint", repr(model.checkpoint.name), "one that tells the support before the answer")
     processes = processes or Processes()
     tensors, name = model.checkpoint.tensors, _NAMES[reads]
-    begun = next(tensors[start] for start in (name, "reader", "initial") if start in tensors)
+    begun = next(tensors[start] for start in (name, *READERS, "initial") if start in tensors)
     reader = begun.to(model.base.device).clone().requires_grad_()
     mean = RunningMean({name: reader}, settings.outer.mean_steps or 1)
     loss_of = AnswerLoss(model.adapted, token_limit=_TOKEN_LIMIT)

@@ -71,7 +71,7 @@ class InnerLoss:
             weighting: weight of each token; None: all weigh the same.
             candidates: see `InnerSettings.candidates`.
             token_limit: most tokens of a micro-batch.
-            packed: without padding; then only for `prepare`, and for `add_gradient` with merged layers.
+            packed: without padding, for `prepare`, and for `add_gradient` with merged layers; modules refuse them.
 
         Raises:
             ValueError: several documents are to be packed.
@@ -147,7 +147,7 @@ class InnerLoss:
             last = self.adapted.merged_states(merged, states, theta, gradient, prepared.batch.lengths)
         else:
             with self.adapted.bind(theta.to(states.dtype), gradient=gradient):
-                last = self.adapted.upper_states(states)
+                last = self.adapted.upper_states(states, prepared.batch.lengths)
         return _pick(last, prepared.batch.positions)
 
     def loss(self, states: Tensor, prepared: PreparedBatch, weights: Tensor) -> Tensor:

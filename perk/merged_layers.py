@@ -188,7 +188,7 @@ class MergedLayers:
             self._spaces.scratch.reset()
 
     def run(self, states: Tensor, theta: Tensor, gradient: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Output of the last layer, ``[S, T, H]``, for the input of the first; for `lengths` see `FrozenLayers`.
+        """Output of the last layer, ``[S, T, H]``, for the input of the first; for `lengths` see `FrozenLayers.run`.
 
         The backward pass adds the adapter's gradient to `gradient` ``[1, P]``; it hands none on to `theta`, which only
         tells autograd that there is one to be made. It must come before the next pass, which takes over the memory.

@@ -18,16 +18,17 @@ def model(tiny_checkpoint: Path) -> PerkModel:
     return PerkModel.load(tiny_checkpoint, device="cpu")
 
 
-def _ending(model: PerkModel, end: str) -> PerkModel:
-    """The same model with segments that end in that."""
-    segments = model.settings.segments.model_copy(update={"end": end})
+def _ending(model: PerkModel, end: str, *, parts: bool = False) -> PerkModel:
+    """The same model with segments that end in that, paragraphs as parts or not."""
+    segments = model.settings.segments.model_copy(update={"end": end, "parts": parts})
     settings = model.settings.model_copy(update={"segments": segments})
     return PerkModel(model.base, replace(model.checkpoint, settings=settings), adapted=model.adapted)
 
 
+@pytest.mark.parametrize("parts", [False, True])
 @pytest.mark.parametrize(("tokens", "end"), [(1, ""), *product([2, 7, 8, 9, 100, 513, 1024, 2000], ["", "\n"])])
-def test_a_document_has_exactly_the_tokens_asked_for(model: PerkModel, tokens: int, end: str) -> None:
-    model = _ending(model, end)
+def test_a_document_has_exactly_the_tokens_asked_for(model: PerkModel, tokens: int, end: str, parts: bool) -> None:
+    model = _ending(model, end, parts=parts)
     text = generate_document(model, tokens)
 
     assert model.start_encoding([text]).tokens == [tokens]

@@ -123,6 +123,15 @@ def test_modules_refuse_packed_sequences(tiny_gpt2: Path) -> None:
         inner.prepare(inner.batches[0])
 
 
+def test_modules_under_an_adapter_refuse_them_too(tiny_llama: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(tiny_llama), device="cpu"), LoraSettings(rank=2, first_layer=2))
+    inner = InnerLoss(adapted, [SEGMENTS], token_limit=1000, packed=True)
+    prepared = inner.prepare(inner.batches[0])
+    theta = torch.zeros(1, adapted.layout.size)
+    with pytest.raises(RuntimeError, match="4 sequences in one row"):
+        inner.add_gradient(theta, prepared, inner.weights(prepared), torch.zeros_like(theta))
+
+
 def _merged_pass(folder: Path) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
     """Adapters, and a pass under them through the last layer, into a buffer."""
     adapted = AdaptedModel(load_base_model(str(folder), device="cpu"), LoraSettings(rank=2, first_layer=3))
