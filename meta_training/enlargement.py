@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from meta_training.settings import wrong_setting
+from perk.adapter_layout import AdapterLayout
 from perk.checkpoint import Checkpoint
 from perk.errors import InvalidInput
-from perk.lora import AdapterLayout
 from perk.readers import READERS
 from perk.settings import PerkSettings
 

@@ -53,7 +53,7 @@ def part_segment(question: Question, base: BaseModel, templates: TemplateSetting
 
 def _half(paragraph: str, answer: str, rng: random.Random) -> str:
     title, text = split_title(paragraph)
-    every = list(sentences(text, shortest=0))
+    every = sentences(text, shortest=0)
     if len(every) < 2:
         return paragraph
     cut = rng.randrange(1, len(every))

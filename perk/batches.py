@@ -203,12 +203,13 @@ def _micro_batch(rows: _Rows, loss_weights: Sequence[float], pad_id: int) -> Mic
     own = torch.zeros(len(members), count, dtype=torch.long)
     targets = torch.zeros(len(members), count, dtype=torch.long)
     shares = torch.zeros(len(members), count)
+    starts = range(0, slots * length, length)
     for place, d in enumerate(members):
         for row, segment in enumerate(rows[d]):
             ids[place * slots + row, : len(segment.ids)] = torch.tensor(segment.ids)
-        starts = range(0, slots * length, length)
-        loss = slice(sum(s.loss_tokens for s in rows[d]))
-        own[place, loss], targets[place, loss], shares[place, loss] = _losses(rows[d], starts, loss_weights[d])
+        losses = _losses(rows[d], starts, loss_weights[d])
+        for every, of_document in zip((own, targets, shares), losses, strict=True):
+            every[place, : len(of_document)] = of_document
     return MicroBatch(torch.tensor(members), ids, (own - 1).clamp(min=0), own, targets, shares)
 
 

@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from perk.adapter_layout import AdapterLayout
 from perk.base_model import BaseModel
 from perk.errors import BaseMismatch, CheckpointError
-from perk.lora import AdaptedModel, AdapterLayout
+from perk.lora import AdaptedModel
 from perk.readers import READERS
 from perk.settings import PerkSettings
 from perk.token_weights import TokenWeighting

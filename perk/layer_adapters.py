@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from kernels.decoder_layer import LAYER_MAPS, LayerGradients
-
-if TYPE_CHECKING:
-    from perk.lora import AdapterLayout
+from perk.adapter_layout import AdapterLayout
 
 __all__ = ["LayerAdapters", "module_name"]
 

@@ -1,11 +1,10 @@
-"""Where the adapter sits in the base model, and how its tensors lie in one flat buffer."""
+"""Where the adapter sits in the base model."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from kernels import RowAdapters, lora_linear, multi_adapter
 from kernels.dispatch import is_differentiated, use_triton
 from kernels.product_dtype import product_dtype
+from perk.adapter_layout import AdapterLayout
 from perk.adapter_places import AdapterPlaces
 from perk.base_model import BaseModel
 from perk.errors import BaseModelError, InvalidInput
@@ -25,7 +25,7 @@ from perk.row_cache import RowCaches, row_attention
 from perk.row_layers import RowLayers
 from perk.settings import LoraSettings
 
-__all__ = ["AdaptedModel", "AdapterLayout", "LoraLinear"]
+__all__ = ["AdaptedModel", "LoraLinear"]
 
 # Values of ``model_type`` in a base's configuration.
 _FAMILIES = ("gpt2", "llama", "qwen2")
@@ -74,49 +74,6 @@ class LoraLinear(nn.Module):
         else:
             y = lora_linear(flat, self.weight, self.frozen.bias, a, b, self.scale, gradients=self.gradients)
         return y.view(*x.shape[:-1], y.shape[-1])
-
-
-@dataclass(frozen=True)
-class AdapterLayout:
-    """Names and shapes of an adapter's tensors in its flat buffer of P elements.
-
-    Attributes:
-        modules: path of each adapted linear module inside the model, in order.
-        shapes: shape of each tensor: A ``(r, in)`` and B ``(out, r)`` of every module in turn.
-    """
-
-    modules: tuple[str, ...]
-    shapes: tuple[tuple[int, int], ...]
-
-    @property
-    def sizes(self) -> list[int]:
-        """Number of elements of each tensor."""
-        return [rows * columns for rows, columns in self.shapes]
-
-    @property
-    def size(self) -> int:
-        """P, the length of the flat buffer."""
-        return sum(self.sizes)
-
-    @property
-    def names(self) -> list[str]:
-        """Name of each tensor, such as ``model.layers.20.mlp.up_proj.A``."""
-        return [f"{module}.{side}" for module in self.modules for side in "AB"]
-
-    def views(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Split buffers ``[D, P]`` into (A ``[D, r, in]``, B ``[D, out, r]``) for every module."""
-        parts = theta.split(self.sizes, dim=-1)
-        shaped = [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        return list(zip(shaped[0::2], shaped[1::2], strict=True))
-
-    def initialise(self, generator: torch.Generator | None = None) -> Tensor:
-        """A fresh buffer ``[P]``: A normal with variance 1 / in, B zero, so that it changes nothing yet."""
-        theta = torch.zeros(self.size)
-        starts = [0, *accumulate(self.sizes)]
-        for index in range(0, len(self.shapes), 2):
-            inputs = self.shapes[index][1]
-            theta[starts[index] : starts[index + 1]].normal_(std=inputs**-0.5, generator=generator)
-        return theta
 
 
 class AdaptedModel:

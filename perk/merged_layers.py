@@ -21,11 +21,11 @@ from kernels.merged_projections import FrozenProjections, MergedProjections
 from kernels.product_dtype import padded_rows
 from kernels.sequences import Rotation, Sequences
 from kernels.workspace import Workspace
+from perk.adapter_layout import AdapterLayout
 from perk.layer_adapters import LayerAdapters, module_name
 
 if TYPE_CHECKING:
     from perk.base_model import BaseModel
-    from perk.lora import AdapterLayout
 
 __all__ = ["FrozenLayers", "MergedLayers", "can_run", "rotation_at"]
 
@@ -188,8 +188,9 @@ class MergedLayers:
             self._spaces.scratch.reset()
 
     def run(self, states: Tensor, theta: Tensor, gradient: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Output of the last layer, ``[S, T, H]``, for the input of the first; for `lengths` see `FrozenLayers.run`.
+        """Output of the last layer, ``[S, T, H]``, for the input of the first.
 
+        For `lengths` see `FrozenLayers.sequences`.
         The backward pass adds the adapter's gradient to `gradient` ``[1, P]``; it hands none on to `theta`, which only
         tells autograd that there is one to be made. It must come before the next pass, which takes over the memory.
         """

@@ -20,6 +20,7 @@ from torch.nn import functional
 from kernels.decoder_layer import DecoderLayer
 from kernels.merged_projections import Adapter, FrozenProjections
 from kernels.sequences import Rotation
+from perk.adapter_layout import AdapterLayout
 from perk.layer_adapters import LayerAdapters
 from perk.merged_layers import rotation_at
 from perk.packed_linear import PackedLinear
@@ -27,7 +28,6 @@ from perk.row_cache import RowCaches, attend
 
 if TYPE_CHECKING:
     from perk.base_model import BaseModel
-    from perk.lora import AdapterLayout
 
 __all__ = ["RowLayers"]
 
