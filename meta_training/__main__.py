@@ -20,7 +20,7 @@ from meta_training.enlargement import enlarge
 from meta_training.evaluate import evaluate
 from meta_training.experiment import read_experiment, run_experiment
 from meta_training.make_data import MAKEABLE_TASKS, make_data
-from meta_training.practice import Reads, practise
+from meta_training.practice import PracticeStep, Reads, practise
 from meta_training.processes import join_processes
 from meta_training.report import report
 from meta_training.settings import read_settings
@@ -78,8 +78,9 @@ def practise_command(
     with Progress(*columns, disable=not processes.main) as progress:
         practice = progress.add_task("practice", total=steps, score="")
 
-        def report(loss: float, exact: float) -> None:
-            progress.update(practice, advance=1, score=f"loss {loss:.3f}, exact {exact:.0%}")
+        def report(step: PracticeStep) -> None:
+            chosen = "" if step.chosen is None else f", chosen {step.chosen:.0%}"
+            progress.update(practice, advance=1, score=f"loss {step.loss:.3f}, exact {step.exact:.0%}{chosen}")
 
         learned = practise(
             PerkModel.load(checkpoint, device=processes.device),

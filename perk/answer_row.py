@@ -282,7 +282,8 @@ class AnswerRow:
         self._text = self._begin(self.request.adapter, prompt)
         adapter, readers = self.request.adapter, self._readers
         if adapter is not None and readers is not None and readers.segments.parts:
-            self._parts = PartRecall(adapter, self.request.question.strip(), readers.segments, self._base)
+            self._parts = PartRecall(adapter, self.request.question.strip(), readers, self._base)
+            self._read_part(self._parts)
 
     def _read_part(self, parts: PartRecall) -> None:
         """Let the part that was chosen be read, and answered from; without parts, let the document's adapter recall."""

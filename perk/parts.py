@@ -2,7 +2,7 @@
 
 The paragraphs of an article are about one thing, which only the first one names as a question does: asked about it, an
 adapter recalls that one, whatever was asked. So each is read behind its number and their count, and for a question all
-of them can be recalled (`perk.part_recall`).
+of them can be recalled (`perk.part_recall`), to choose the one that it is about (`perk.part_choice`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,22 @@ from collections.abc import Sequence
 
 from perk.sentences import sentences
 
-__all__ = ["are_paragraphs", "part_count", "part_name", "part_start", "to_one_line"]
+__all__ = [
+    "BEFORE_QUESTION",
+    "QUESTION_TOKENS",
+    "are_paragraphs",
+    "part_count",
+    "part_name",
+    "part_start",
+    "to_one_line",
+    "told_apart",
+]
+
+BEFORE_QUESTION = "\nQuestion:"
+"""What stands between a part and a question, where that is to choose among the parts."""
+
+QUESTION_TOKENS = 48
+"""Of a longer question, its end chooses."""
 
 # More would take longer to recall than a question should take.
 _MOST_PARTS = 16
@@ -51,3 +66,9 @@ def part_count(name: str) -> int | None:
 def to_one_line(piece: str) -> str:
     """A piece without line breaks, each of which ends a part where it is recalled: a heading becomes a sentence."""
     return _LINE_BREAK.sub(lambda found: f"{found[1]}. " if found[1] else " ", piece)
+
+
+def told_apart(parts: Sequence[str]) -> list[str]:
+    """Parts as a reader reads them to choose one: behind the first sentence of all, which names what they are about."""
+    first = sentences(parts[0], shortest=0)[0]
+    return [parts[0], *(f"{first} {part}" for part in parts[1:])]

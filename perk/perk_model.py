@@ -71,8 +71,8 @@ class PerkModel:
         self._initial = checkpoint.tensors["initial"].to(base.device)
         self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
         learned = (checkpoint.tensors.get(name) for name in READERS)
-        readers = (None if reader is None else reader.to(base.device, base.dtype) for reader in learned)
-        self._readers = Readers(settings.segments, *readers)
+        of_entries, of_parts = (None if one is None else one.to(base.device, base.dtype) for one in learned)
+        self._readers = Readers(settings.segments, of_entries=of_entries, of_parts=of_parts)
         self.fingerprint = configuration_fingerprint(base, checkpoint, base.dtype)
 
     @classmethod

@@ -10,15 +10,16 @@ What it knows of a document stands in these lines alone. It begins with those th
 (`perk.series`); where there are none, or the question is of another kind, the document's adapter answers by itself.
 
 Nor is a document's adapter the best one to find an answer in a part that it has recalled (`perk.part_recall`): a few
-steps have made it say what the document says, whatever it is asked. A second reader does that.
+steps have made it say what the document says, whatever it is asked. A second reader does that, and chooses the part.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from perk.recalled_parts import RecalledParts
 from perk.settings import SegmentSettings
 
 __all__ = ["LINE_END", "READERS", "Readers"]
@@ -37,8 +38,10 @@ class Readers:
         segments: how documents were read into their adapters.
         of_entries: flat buffer ``[P]``; None: the document's adapter recalls entries by itself.
         of_parts: the same; None: the document's adapter reads its own parts.
+        recalled: what documents' adapters have said of their parts.
     """
 
     segments: SegmentSettings
     of_entries: Tensor | None = None
     of_parts: Tensor | None = None
+    recalled: RecalledParts = field(default_factory=RecalledParts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from meta_training.__main__ import application
-from meta_training.practice import Reads, practise
+from meta_training.practice import PracticeStep, Reads, practise
 from meta_training.settings import TrainSettings
 from meta_training.trainer import DivergenceError
 from perk import PerkModel
@@ -59,7 +60,7 @@ def _changed(learned: Checkpoint, begun: Checkpoint) -> set[str]:
 def _watch(model: PerkModel, settings: TrainSettings, **options: Any) -> tuple[Checkpoint, list[float]]:
     """What was learned, and the loss before each step."""
     losses: list[float] = []
-    learned = practise(model, settings, report=lambda loss, _exact: losses.append(loss), **options)
+    learned = practise(model, settings, report=lambda step: losses.append(step.loss), **options)
     return learned, losses
 
 
@@ -98,8 +99,52 @@ def test_a_reader_of_parts_is_another(model: PerkModel) -> None:
     parts = practise(begun, _settings(), steps=1, questions=1, reads="parts", rate=0)
     assert _changed(parts, entries) == {"part_reader"}
     assert torch.equal(parts.tensors["part_reader"], entries.tensors["reader"]), "it begins as the one that is there"
-    _, losses = _watch(begun, _settings(), steps=30, questions=3, reads="parts", rate=1e-2)
+    # Each step is of reading and of choosing.
+    _, losses = _watch(begun, _settings(), steps=40, questions=3, reads="parts", rate=1e-2)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def _chosen(steps: list[PracticeStep]) -> float:
+    """Mean share of right choices."""
+    assert all(step.chosen is not None for step in steps)
+    return sum(step.chosen or 0.0 for step in steps) / len(steps)
+
+
+def _own_file(folder: Path, rows: list[dict[str, Any]]) -> TrainSettings:
+    """Settings of a run on a file of one's own."""
+    (folder / "own.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    own = {"task": "json-lines", "tokens": [99, 99], "options": {"path": str(folder / "own.jsonl")}}
+    return _settings(stages=[{"steps": 1, "tasks": [own]}])
+
+
+def test_a_reader_of_parts_learns_to_choose_one(model: PerkModel, tmp_path: Path) -> None:
+    rows = []
+    for name in ("Ann", "Bob", "Cy", "Di", "Ed", "Flo"):
+        support = f"The Mill. {name} built it in spring. The wheel is made of oak."
+        asked = {"Who was the builder?": name, "What was used for it?": "oak"}
+        rows += [
+            {"context": support, "question": question, "answer": answer, "support": [support]}
+            for question, answer in asked.items()
+        ]
+    settings = _own_file(tmp_path, rows)
+    before: list[PracticeStep] = []
+    seen: list[PracticeStep] = []
+    practise(model, settings, steps=10, questions=4, reads="parts", rate=0, report=before.append)
+    practise(model, settings, steps=40, questions=4, reads="parts", rate=1e-2, report=seen.append)
+    assert _chosen(before) < 0.6 < 0.9 < _chosen(seen[-10:])
+    practise(model, settings, steps=1, questions=4, report=seen.append)
+    assert seen[-1].chosen is None, "entries are not chosen"
+
+
+def test_of_questions_without_support_no_part_is_read(model: PerkModel, tmp_path: Path) -> None:
+    bare = {"context": "Ann built it.", "question": "Who built it?", "answer": "Ann"}
+    supported = {"context": "Bob built it.", "question": "Who built it?", "answer": "Bob", "support": ["Bob built it."]}
+    settings = _own_file(tmp_path, [bare, supported, bare | {"context": "It was built by Ann."}])
+    learned, losses = _watch(model, settings, steps=1, questions=8, reads="parts")
+    assert len(losses) == 1
+    assert _changed(learned, model.checkpoint) == {"part_reader"}
+    with pytest.raises(InvalidInput, match="tasks: got '', expected tasks whose questions come with their support"):
+        practise(model, _own_file(tmp_path, [bare] * 2), steps=1, reads="parts")
 
 
 def test_a_configuration_may_change_how_documents_are_read(model: PerkModel) -> None:
@@ -119,10 +164,10 @@ def test_what_is_learned_is_a_mean_of_the_last_steps(model: PerkModel) -> None:
 
 
 def test_a_stop_ends_it_with_what_is_learned(model: PerkModel) -> None:
-    steps: list[float] = []
+    steps: list[PracticeStep] = []
 
-    def stop(loss: float, _exact: float) -> None:
-        steps.append(loss)
+    def stop(step: PracticeStep) -> None:
+        steps.append(step)
         signal.raise_signal(signal.SIGTERM)
 
     learned = practise(model, _settings(), steps=9, questions=1, report=stop)

@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from perk import AnswerRequest, PerkModel
 from perk.answer_row import AnswerDelta, AnswerRow
-from perk.part_recall import PartRecall
-from perk.parts import are_paragraphs, part_count, part_name, to_one_line
+from perk.part_choice import PartChoice
+from perk.part_recital import PartRecital
+from perk.parts import are_paragraphs, part_count, part_name, to_one_line, told_apart
 from perk.readers import Readers
+from perk.recalled_parts import RecalledParts
 from perk.segments import normalise, split_segments
 from perk.settings import SegmentSettings, TemplateSettings
 from perk.token_track import TokenTrack
@@ -84,10 +86,11 @@ def test_the_first_name_tells_how_many_there_are(name: str, count: int | None) -
 class _Script:
     """A row without a reader of entries that is told what the model says."""
 
-    def __init__(self, model: PerkModel, reader: torch.Tensor | None = None) -> None:
+    def __init__(self, model: PerkModel, reader: torch.Tensor | None = None, *, readers: Readers | None = None) -> None:
         self.base = model.base
+        self.readers = readers or Readers(_SEGMENTS, of_parts=reader)
         request = AnswerRequest(_QUESTION, adapter=torch.ones(model.adapter_size), max_tokens=9)
-        self.row = AnswerRow(0, request, _TEMPLATES, model.base, Readers(_SEGMENTS, of_parts=reader))
+        self.row = AnswerRow(0, request, _TEMPLATES, model.base, self.readers)
         self.deltas: list[AnswerDelta] = []
 
     def read(self, track: TokenTrack) -> str:
@@ -143,7 +146,9 @@ def test_parts_are_recalled_by_their_numbers_and_the_one_that_was_meant_is_read(
     script.say(" Ann built it.")
     script.say(None)
     script.say(" It burned down.\n")
-    assert script.told() == [f"\nQuestion: {_QUESTION}"] * 3
+    said = [" The mill is old.", " Ann built it.", " It burned down."]
+    read = [f"doc_?\nSupport: Part {number} of 3:{text}" for number, text in enumerate(said, start=1)]
+    assert script.told() == [f"{text}\nQuestion: {_QUESTION}" for text in read]
     for likelihood in (1.0, 3.0, 2.0):
         script.ask(likelihood)
     assert script.told() == [f"{_QUESTION}\nSupport: Ann built it.\nAnswer:"]
@@ -161,7 +166,9 @@ def test_the_part_is_read_by_its_reader_where_there_is_one(make_model: Callable[
     script.say(" 2:")
     script.say(" The mill is old.\n")
     script.say(" Ann built it.\n")
-    assert all(track.adapter is script.row.request.adapter for track in script.row.tracks)
+    assert all(track.adapter is reader for track in script.row.tracks)
+    read = ["The mill is old.", "The mill is old. Ann built it."]
+    assert script.told() == [f"{text}\nQuestion: {_QUESTION}" for text in read]
     for likelihood in (1.0, 3.0):
         script.ask(likelihood)
     assert [track.adapter for track in script.row.tracks] == [reader]
@@ -183,7 +190,6 @@ def test_where_nothing_is_recalled_the_document_answers_and_not_its_reader(
 
 def test_where_memory_gives_out_the_next_likeliest_token_is_tried_once(script: _Script) -> None:
     script.say(" 2:")
-    first, second = script.row.tracks
     script.say(" An")
     for _ in range(3):
         script.doubt("d", "n", "y")
@@ -194,11 +200,10 @@ def test_where_memory_gives_out_the_next_likeliest_token_is_tried_once(script: _
     script.say(" He was tired, and long into the day.")
     for _ in range(6):
         script.doubt("x", "y", "z")
-    assert script.told() == [f"\nQuestion: {_QUESTION}"] * 2
-    told = [str(script.base.tokenizer.decode(track.ids)) for track in (first, second)]
-    assert told[0].startswith(" Ann built it.")
-    expected = " Bob slept.dd He was tired, and long into the day.\nQuestion"
-    assert told[1].startswith(expected), "two doubts are no matter"
+    assert script.told() == [
+        f"doc_?\nSupport: Part 1 of 2: Ann built it.\nQuestion: {_QUESTION}",
+        f"doc_?\nSupport: Part 2 of 2: Bob slept.dd He was tired, and long into the day.\nQuestion: {_QUESTION}",
+    ], "two doubts are no matter"
 
 
 @pytest.mark.parametrize(("said", "sure"), [(" ", False), (" the", True), (" 0:", True), (" 99:", True)])
@@ -223,33 +228,94 @@ def test_without_an_adapter_nothing_is_recalled(make_model: Callable[..., PerkMo
     assert row.tracks[0].prompt == row.prompt
 
 
-def _say(parts: PartRecall, tokenizer: PreTrainedTokenizerBase, text: str, track: TokenTrack) -> None:
+def test_a_second_question_has_the_parts_that_the_first_one_recalled(make_model: Callable[..., PerkModel]) -> None:
+    model = make_model()
+    readers = Readers(_SEGMENTS)
+    first = _Script(model, readers=readers)
+    for text in (" 2:", " The mill is old.\n", " Ann built it.\n"):
+        first.say(text)
+    asked = first.told()
+    request = replace(first.row.request, question="How old is it?")
+    second = AnswerRow(1, request, _TEMPLATES, model.base, readers)
+    expected = [text.replace(_QUESTION, "How old is it?") for text in asked]
+    assert [str(model.base.tokenizer.decode(track.unread)) for track in second.tracks] == expected
+    other = AnswerRow(2, replace(request, adapter=torch.ones(model.adapter_size)), _TEMPLATES, model.base, readers)
+    assert [track.prompt for track in other.tracks] == [_Script(model).row.tracks[0].prompt], "of another document"
+
+
+def test_what_was_recalled_goes_with_its_adapter() -> None:
+    recalled, adapter = RecalledParts(), torch.ones(3)
+    recalled.put(adapter, ("Ann built it.",))
+    assert (recalled.get(adapter), recalled.get(torch.ones(3))) == (("Ann built it.",), None)
+    assert recalled.count == 1
+    del adapter
+    assert recalled.count == 0
+
+
+def test_a_single_part_is_read_at_once(script: _Script) -> None:
+    script.say(" 2:")
+    script.say(None)
+    script.say(" Ann built it.\n")
+    assert script.told() == [f"{_QUESTION}\nSupport: Ann built it.\nAnswer:"]
+    script.say(" Ann")
+    script.say(None)
+    again = AnswerRow(1, script.row.request, _TEMPLATES, script.base, script.readers)
+    assert [again.prompt + again.ids] == [script.row.prompt + script.row.ids[: len(again.ids)]], "without recalling it"
+
+
+def test_parts_are_told_apart_behind_the_first_sentence_of_all() -> None:
+    parts = ["The Mill. It is old.", "Ann built it.", "It burned. It stands again."]
+    assert told_apart(parts) == [
+        "The Mill. It is old.",
+        "The Mill. Ann built it.",
+        "The Mill. It burned. It stands again.",
+    ]
+
+
+def _recite(recital: PartRecital, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    track = recital.tracks[0]
     for token in tokenizer.encode(text, add_special_tokens=False):
         track.cache.length += len(track.unread)
-        parts.take(track, torch.nn.functional.one_hot(torch.tensor([token]), len(tokenizer)) * 100.0)
+        recital.take(track, torch.nn.functional.one_hot(torch.tensor(token), len(tokenizer)) * 100.0)
 
 
 @pytest.mark.parametrize("room", [3, 0])
-def test_a_part_leaves_room_for_the_question_behind_it(make_model: Callable[..., PerkModel], room: int) -> None:
+def test_parts_are_no_longer_than_the_model(make_model: Callable[..., PerkModel], room: int) -> None:
     model = make_model()
-    tokenizer, adapter = model.base.tokenizer, torch.ones(model.adapter_size)
-    around = len(tokenizer.encode(f"doc_?\nSupport: Part 1 of 2:\nQuestion: {_QUESTION}"))
-    parts = PartRecall(adapter, _QUESTION, _SEGMENTS, replace(model.base, max_positions=around + room))
-    _say(parts, tokenizer, " 2:", parts.tracks[0])
-    assert parts.done == (room == 0)
-    for track in parts.tracks:
-        _say(parts, tokenizer, "x" * room, track)
-    for track in parts.tracks:
-        assert len(track.prompt) + len(track.ids) + len(track.draft) <= around + room
-    assert parts.found is None
+    tokenizer = model.base.tokenizer
+    most = len(tokenizer.encode("doc_?\nSupport: Part 1 of 2:")) + room
+    recital = PartRecital(torch.ones(model.adapter_size), _SEGMENTS, replace(model.base, max_positions=most))
+    _recite(recital, tokenizer, " 2:")
+    assert recital.done == (room == 0)
+    while not recital.done:
+        _recite(recital, tokenizer, "x" * (room + 1))
+    assert recital.said == ("x" * room,) * 2 * (room > 0)
+
+
+@pytest.mark.parametrize("of_parts", [True, False])
+def test_where_part_and_question_are_too_long_the_part_is_cut(
+    make_model: Callable[..., PerkModel], of_parts: bool
+) -> None:
+    model = make_model()
+    adapter = torch.ones(model.adapter_size)
+    readers = Readers(_SEGMENTS, of_parts=adapter if of_parts else None)
+    most = len(model.base.tokenizer.encode(f"\nQuestion: {_QUESTION}")) + 9
+    choice = PartChoice(["Ann built it."] * 3, _QUESTION, adapter, readers, replace(model.base, max_positions=most))
+    for track in choice.tracks:
+        assert len(track.unread) == most
+        assert str(model.base.tokenizer.decode(track.unread)).endswith(f"\nQuestion: {_QUESTION}")
 
 
 def test_of_a_long_question_the_end_chooses_the_part(make_model: Callable[..., PerkModel]) -> None:
     model = make_model()
-    tokenizer, question = model.base.tokenizer, "and then " * 100 + _QUESTION
-    parts = PartRecall(torch.ones(model.adapter_size), question, _SEGMENTS, replace(model.base, max_positions=9999))
-    for text in (" 2:", " Ann slept.\n", " Bob woke.\n"):
-        _say(parts, tokenizer, text, parts.tracks[0])
-    drafts = [track.draft for track in parts.tracks]
+    question = "and then " * 100 + _QUESTION
+    choice = PartChoice(
+        ["Ann slept.", "Bob woke."],
+        question,
+        torch.ones(model.adapter_size),
+        Readers(_SEGMENTS),
+        replace(model.base, max_positions=9999),
+    )
+    drafts = [track.draft for track in choice.tracks]
     assert [len(draft) for draft in drafts] == [48, 48]
-    assert str(tokenizer.decode(drafts[0])).endswith(_QUESTION)
+    assert str(model.base.tokenizer.decode(drafts[0])).endswith(_QUESTION)
