@@ -48,7 +48,17 @@ def configuration_fingerprint(base: BaseModel, checkpoint: Checkpoint, dtype: to
 
 
 class PerkModel:
-    """Encodes and answers. Not thread-safe: one thread owns it."""
+    """Encodes and answers. Not thread-safe: one thread owns it.
+
+    Attributes:
+        base: the frozen model.
+        checkpoint: what meta-training learned for it.
+        settings: of the checkpoint.
+        adapted: the base with places for adapters.
+        weighting: of tokens in the inner loss; None: all weigh the same.
+        readers: of what documents' adapters recall.
+        fingerprint: of all that determines an adapter besides its text.
+    """
 
     def __init__(self, base: BaseModel, checkpoint: Checkpoint, *, adapted: AdaptedModel | None = None) -> None:
         """Attach a checkpoint's adapter to a base, or take an `adapted` one of the same settings.
@@ -72,7 +82,7 @@ class PerkModel:
         self._log_step_sizes = checkpoint.tensors["log_step_sizes"].to(base.device)
         learned = (checkpoint.tensors.get(name) for name in READERS)
         of_entries, of_parts = (None if one is None else one.to(base.device, base.dtype) for one in learned)
-        self._readers = Readers(settings.segments, of_entries=of_entries, of_parts=of_parts)
+        self.readers = Readers(settings.segments, of_entries=of_entries, of_parts=of_parts)
         self.fingerprint = configuration_fingerprint(base, checkpoint, base.dtype)
 
     @classmethod
@@ -216,7 +226,7 @@ class PerkModel:
 
     def start_batch(self) -> AnswerBatch:
         """Start an empty batch, which questions may join and leave between two tokens."""
-        return AnswerBatch(self.adapted, self.settings.templates, self._readers)
+        return AnswerBatch(self.adapted, self.settings.templates, self.readers)
 
     def start_answer(self, requests: Sequence[AnswerRequest]) -> Answering:
         """Start a batch of questions, each with its own adapter."""

@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from typing import Any
 import pytest
 from peft import PeftConfig
 from safetensors.torch import load_file
+
+from perk import PerkModel
+from perk.checkpoint import load_checkpoint
+from perk.settings import SegmentSettings, TemplateSettings
+from service.settings import Settings
 
 
 def _events(body: str) -> list[tuple[str, dict[str, Any]]]:
@@ -247,3 +253,26 @@ def test_an_adapter_expires_as_the_settings_say(start_service: Callable[..., Any
     else:
         kept = datetime.fromisoformat(document["expires_at"]) - datetime.fromisoformat(document["ready_at"])
         assert kept.total_seconds() == pytest.approx(ttl, abs=0.01)
+
+
+def test_what_was_recalled_of_a_document_is_forgotten_with_it(
+    start_service: Callable[..., Any], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tiny = load_checkpoint(tiny_checkpoint)
+    templates = TemplateSettings(prompt="{question}", support=" {support}\nAnswer:", answer=" {answer}")
+    changes = {"templates": templates, "segments": SegmentSettings(parts=True)}
+    replace(tiny, settings=tiny.settings.model_copy(update=changes)).save(tmp_path / "parts")
+    loaded: list[PerkModel] = []
+
+    def load(settings: Settings) -> PerkModel:
+        loaded.append(PerkModel.load(settings.checkpoint, device="cpu"))
+        return loaded[0]
+
+    service = start_service(load_model=load, checkpoint=tmp_path / "parts").until_ready()
+    document = service.encode("Ann built it. She was a mason.")
+    asked = service.client.post(f"/documents/{document['id']}/ask", json={"question": "Who?", "max_tokens": 2})
+    assert asked.status_code == 200
+    recalled = loaded[0].readers.recalled
+    assert recalled.count == 1
+    assert service.client.delete(f"/documents/{document['id']}").status_code == 204
+    service.until(lambda: recalled.count == 0)
