@@ -9,7 +9,8 @@ from itertools import pairwise
 from meta_training.document import Question
 from meta_training.tasks.sentences import split_title
 from perk.base_model import BaseModel
-from perk.parts import BEFORE_QUESTION, QUESTION_TOKENS, told_apart
+from perk.part_choice import question_behind
+from perk.parts import told_apart
 from perk.segment import Segment
 from perk.sentences import sentences
 
@@ -44,18 +45,13 @@ def choice_example(question: Question, base: BaseModel, rng: random.Random) -> C
     Returns:
         None where no cut was found by which some parts hold an accepted answer word for word and others do not.
     """
-
-    def encode(text: str) -> list[int]:
-        return list(base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-    paragraph = " ".join(" ".join(question.support).split())
     answers = [answer.lower() for answer in (question.answer, *question.answers)]
     for _ in range(_CUTS):
-        parts = _cut_parts(paragraph, rng)
+        parts = _cut_parts(question.paragraph, rng)
         right = tuple(any(answer in part.lower() for answer in answers) for part in parts)
         if any(right) and not all(right):
-            asked = encode(f" {question.question}")[-QUESTION_TOKENS:]
-            prefixes = [encode(text + BEFORE_QUESTION) for text in told_apart(parts)]
+            before, asked = question_behind(question.question, base)
+            prefixes = [[*base.encode(text), *before] for text in told_apart(parts)]
             segments = (Segment(ids=(*prefix, *asked), prefix_tokens=len(prefix)) for prefix in prefixes)
             return ChoiceExample(tuple(segments), right)
     return None

@@ -57,9 +57,8 @@ class ChoiceLoss:
                 told = torch.logsumexp(likely, 0) - torch.logsumexp(likely[right], 0)
                 own = surprise[right].mean() / choice.segments[0].loss_tokens
                 loss = told + _OWN_SHARE * own
-                (gradient,) = torch.autograd.grad(loss, theta, allow_unused=True)
-            if gradient is not None:
-                adjoint += gradient
+                # The pass adds the gradient to the buffer, and hands none on to theta.
+                torch.autograd.grad(loss, theta, allow_unused=True)
             total += float(loss.detach())
             chosen += int(right[surprise.argmin()])
         return total, chosen, adjoint
@@ -74,8 +73,7 @@ class ChoiceLoss:
         states, targets = [], []
         for batch in objective.batches:
             ready = objective.prepare(batch)
-            gradient = None if merged is None else adjoint
-            states.append(objective.predicting_states(theta, ready, gradient=gradient, merged=merged)[0])
+            states.append(objective.predicting_states(theta, ready, gradient=adjoint, merged=merged)[0])
             targets.append(ready.targets[0])
         hidden = torch.cat(states).unflatten(0, (len(segments), -1))
         expected = torch.cat(targets).view(len(segments), -1)

@@ -30,6 +30,11 @@ class Question:
     derivation: str = ""
 
     @property
+    def paragraph(self) -> str:
+        """The support on one line, as parts are told (`perk.parts`)."""
+        return " ".join(" ".join(self.support).split())
+
+    @property
     def grounds(self) -> tuple[str, ...]:
         """What is told before the answer: the support, then the derivation."""
         return (*self.support, self.derivation) if self.derivation else self.support

@@ -41,7 +41,7 @@ def part_segment(question: Question, base: BaseModel, templates: TemplateSetting
         raise ValueError("templates: no support to read")
     if not question.support:
         raise InvalidInput("tasks", repr(question.task), "tasks whose questions come with their support")
-    part = " ".join(" ".join(question.support).split())
+    part = question.paragraph
     literal = next((answer for answer in (question.answer, *question.answers) if answer in part), None)
     answer = question.answer if literal is None else literal
     if literal is not None and rng.random() < _SHORTENED:

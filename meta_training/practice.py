@@ -162,7 +162,7 @@ class _Lesson:
         told = [choice for choice in choices[own] if choice is not None]
         if not told:
             return PracticeStep(loss, exact), gradient
-        chosen, choice_gradient = self._choices(theta, told, self._merged)[1:]
+        _, chosen, choice_gradient = self._choices(theta, told, self._merged)
         return PracticeStep(loss, exact, chosen / len(told)), gradient + choice_gradient / len(asked)
 
     def _draw(self, documents: Sequence[Document]) -> list[Question]:

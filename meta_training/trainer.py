@@ -303,7 +303,7 @@ class Trainer:
         return [*astuple(result), tokens, sum(map(len, questions))]
 
     def _count_tokens(self, text: str) -> int:
-        return len(self.base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        return len(self.base.encode(text))
 
     def _log_step(self, drawn: Draw, tokens: int, questions: int, result: OuterResult, norm: float) -> None:
         self._log.step(

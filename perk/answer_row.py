@@ -92,7 +92,7 @@ class AnswerRow:
         self.sent = ""
         self.finished = False
         self._base = base
-        self._support_end_ids = self._encode(self.templates.support_end or "")
+        self._support_end_ids = self._base.encode(self.templates.support_end or "")
         self._forced: list[int] = []
         self._eos_id = base.eos_id
         self._generator = torch.Generator()
@@ -265,12 +265,9 @@ class AnswerRow:
         if self._said == [said] * _ROUNDS:
             # Past its last entry a series goes on with what it said before.
             said = NOTHING
-        read, draft = self._encode(said + LINE_END), self._encode(likely_cue(cue + said))
+        read, draft = self._base.encode(said + LINE_END), self._base.encode(likely_cue(cue + said))
         self.ids.extend(read[:room])
         self._text.draft = draft if len(read) + len(draft) <= room else []
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self._base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def _leave_to_document(self) -> None:
         """Nothing was found to read: the document's adapter answers, from the prompt on."""
@@ -294,7 +291,7 @@ class AnswerRow:
             if self._readers is not None and self._readers.of_parts is not None:
                 self._text = self._begin(self._readers.of_parts, self.prompt)
             before = self.templates.support.partition("{support}")[0]
-            read = self._encode(before + parts.found)[: self.templates.max_support_tokens]
+            read = self._base.encode(before + parts.found)[: self.templates.max_support_tokens]
             self.ids.extend([*read, *self._support_end_ids])
             self.answer_from, self.support = len(self.ids), parts.found
 

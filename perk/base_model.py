@@ -99,6 +99,10 @@ class BaseModel:
         assert isinstance(weight, torch.Tensor)
         return weight
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text alone, however long, with no special tokens around it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
     @property
     def templates(self) -> TemplateSettings:
         """How it is asked without an adapter: as its chat template says, if it has one."""

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from perk.base_model import BaseModel
-from perk.parts import BEFORE_QUESTION, QUESTION_TOKENS, part_name, told_apart
+from perk.parts import part_name, told_apart
 from perk.readers import Readers
 from perk.segments import segment_start
 from perk.token_track import TokenTrack
 
-__all__ = ["PartChoice"]
+__all__ = ["PartChoice", "question_behind"]
+
+_BEFORE_QUESTION = "\nQuestion:"
+# Of a longer question, its end chooses.
+_QUESTION_TOKENS = 48
 
 
 class PartChoice:
@@ -38,7 +42,6 @@ class PartChoice:
             readers: of the checkpoint.
             base: the model.
         """
-        self._base = base
         self._surprise: dict[str, float] = {}
         self._reading: list[tuple[TokenTrack, str]] = []
         numbered = [(number, text) for number, text in enumerate(said, start=1) if text]
@@ -51,8 +54,8 @@ class PartChoice:
             told = zip(names, parts, strict=True)
             prompts = [segment_start(f"{name} {text}", base.tokenizer, readers.segments) for name, text in told]
         else:
-            prompts = [self._encode(text) for text in told_apart(parts)]
-        before, asked = self._encode(BEFORE_QUESTION), self._encode(f" {question}")[-QUESTION_TOKENS:]
+            prompts = [base.encode(text) for text in told_apart(parts)]
+        before, asked = question_behind(question, base)
         room = base.max_positions - len(before) - len(asked)
         for prompt, text in zip(prompts, parts, strict=True):
             chooser = adapter if readers.of_parts is None else readers.of_parts
@@ -79,5 +82,7 @@ class PartChoice:
         if self.done:
             self.found = min(self._surprise, key=self._surprise.__getitem__)
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self._base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+def question_behind(question: str, base: BaseModel) -> tuple[list[int], list[int]]:
+    """Token ids of what stands between a part and a question, and of the question."""
+    return base.encode(_BEFORE_QUESTION), base.encode(f" {question}")[-_QUESTION_TOKENS:]

@@ -26,39 +26,34 @@ class PartRecall:
         self._question = question
         self._readers = readers
         self._base = base
-        self._recital: PartRecital | None = None
-        self._choice: PartChoice | None = None
         said = readers.recalled.get(adapter)
-        if said is None:
-            self._recital = PartRecital(adapter, readers.segments, base)
-        else:
-            self._choose(said)
+        self._work: PartRecital | PartChoice
+        self._work = PartRecital(adapter, readers.segments, base) if said is None else self._choice(said)
 
     @property
     def done(self) -> bool:
         """Whether nothing more is to be recalled or read."""
-        return self._choice is not None and self._choice.done
+        return isinstance(self._work, PartChoice) and self._work.done
 
     @property
     def found(self) -> str | None:
         """The part that the question is about, once all is `done`; None where the document has no parts."""
-        return None if self._choice is None else self._choice.found
+        return self._work.found if isinstance(self._work, PartChoice) else None
 
     @property
     def tracks(self) -> list[TokenTrack]:
         """What is being recalled or read."""
-        running = self._choice or self._recital
-        return [] if running is None else running.tracks
+        return self._work.tracks
 
     def take(self, track: TokenTrack, logits: Tensor) -> None:
         """Go on with a track, given logits ``[1 + draft, V]`` of what follows the tokens of its draft and one more."""
-        if self._choice is not None:
-            self._choice.take(track, logits)
-        elif self._recital is not None:
-            self._recital.take(track, logits[-1])
-            if self._recital.done:
-                self._readers.recalled.put(self._adapter, self._recital.said)
-                self._choose(self._recital.said)
+        if isinstance(self._work, PartChoice):
+            self._work.take(track, logits)
+            return
+        self._work.take(track, logits[-1])
+        if self._work.done:
+            self._readers.recalled.put(self._adapter, self._work.said)
+            self._work = self._choice(self._work.said)
 
-    def _choose(self, said: tuple[str, ...]) -> None:
-        self._choice = PartChoice(said, self._question, self._adapter, self._readers, self._base)
+    def _choice(self, said: tuple[str, ...]) -> PartChoice:
+        return PartChoice(said, self._question, self._adapter, self._readers, self._base)

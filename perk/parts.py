@@ -12,22 +12,7 @@ from collections.abc import Sequence
 
 from perk.sentences import sentences
 
-__all__ = [
-    "BEFORE_QUESTION",
-    "QUESTION_TOKENS",
-    "are_paragraphs",
-    "part_count",
-    "part_name",
-    "part_start",
-    "to_one_line",
-    "told_apart",
-]
-
-BEFORE_QUESTION = "\nQuestion:"
-"""What stands between a part and a question, where that is to choose among the parts."""
-
-QUESTION_TOKENS = 48
-"""Of a longer question, its end chooses."""
+__all__ = ["are_paragraphs", "part_count", "part_name", "part_start", "to_one_line", "told_apart"]
 
 # More would take longer to recall than a question should take.
 _MOST_PARTS = 16

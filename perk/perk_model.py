@@ -170,7 +170,7 @@ class PerkModel:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, without segment prefixes."""
-        return len(self.base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        return len(self.base.encode(text))
 
     def split(self, text: str) -> list[Segment]:
         """Segments of a document.
