@@ -1,6 +1,8 @@
 """Wᵀ (p ∘ u − p (p · u)) with u = W v: the second derivative of each token's NLL along v, in one pass over the head.
 
-p · u = (Σ p W) · v is known beforehand, because Σ p W is the first gradient plus W[y].
+Σ p W is the first gradient plus W[y], so p · u = (Σ p W) · v is known beforehand, but for what the gradient's dtype
+rounds away. Where one token has nearly all of the probability, that is more than the derivative itself. So a pass sums
+up p ∘ (u − m) W about this rounded m, and its own Σ p (u − m), the rest of p · u, times Σ p W is taken off at the end.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def curvature_kernel(
     live,
     log_totals,
     sums,
+    rests,
     tokens,
     vocabulary,
     width,
@@ -58,7 +61,7 @@ def curvature_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """A program: its tokens' Σ p (u − p · u) W over `columns` blocks of the vocabulary."""
+    """A program: its tokens' Σ p (u − m) W and Σ p (u − m) over `columns` blocks of the vocabulary."""
     dtype = hidden.dtype.element_ty
     token_block = tl.program_id(0) % token_blocks
     share = tl.program_id(0) // token_blocks
@@ -73,7 +76,7 @@ def curvature_kernel(
     k = tl.arange(0, BLOCK_K)
     place = share.to(tl.int64) * tokens + t
 
-    # 1. p · u of each token.
+    # 1. m, nearly p · u, of each token.
     mean = tl.zeros((BLOCK_T,), dtype=ACCUMULATOR)
     for start in range(0, width, BLOCK_K):
         inside = in_tokens[:, None] & (start + k < width)[None, :]
@@ -83,6 +86,7 @@ def curvature_kernel(
         v_tile = tl.load(direction + row[:, None] * v_t + (start + k)[None, :] * v_k, mask=inside, other=0.0)
         mean += tl.sum(expected * v_tile.to(ACCUMULATOR), 1)
 
+    rest = tl.zeros((BLOCK_T,), dtype=ACCUMULATOR)
     for column in range(share * columns, tl.minimum((share + 1) * columns, column_blocks)):
         n = column * BLOCK_V + tl.arange(0, BLOCK_V)
         in_vocabulary = n < vocabulary
@@ -103,9 +107,11 @@ def curvature_kernel(
             logits = tl.dot(x_tile.to(FACTOR), w_tile, logits, input_precision=PRECISION, out_dtype=ACCUMULATOR)
             tangents = tl.dot(v_tile.to(FACTOR), w_tile, tangents, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         probabilities = tl.where(in_vocabulary[None, :], tl.exp(logits - log_total[:, None]), 0.0)
-        change = (probabilities * (tangents - mean[:, None])).to(dtype).to(FACTOR)
+        change = (probabilities * (tangents - mean[:, None])).to(dtype)
+        rest += tl.sum(change.to(ACCUMULATOR), 1)
+        change = change.to(FACTOR)
 
-        # 3. Its part of the sum; nothing to read before the first block.
+        # 3. Its part of the sums; nothing to read before the first block.
         begun = t < tl.where(column > share * columns, count, 0)
         for start in range(0, width, BLOCK_H):
             h = start + tl.arange(0, BLOCK_H)
@@ -120,49 +126,72 @@ def curvature_kernel(
             tl.store(sum_tile, new, mask=inside)
         # The next block may read with another thread what this one has written.
         tl.debug_barrier()
+    tl.store(rests + place, rest, mask=in_tokens)
 
 
 @triton.jit(do_not_specialize=["tokens", "shares"])
 def add_curvature_shares_kernel(
+    gradient,
+    head,
+    targets,
     order,
     live,
+    scales,
     sums,
+    rests,
     product,
     tokens,
     shares,
     width,
+    w_v,
+    w_k,
     COMPACT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """product ``[T, H]`` from the shares of the vocabulary, added in order; zeros for dead tokens."""
+    """product ``[T, H]`` from the shares of the vocabulary, added in order, about p · u and scaled; 0 for dead tokens."""
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     in_tokens = t < tokens
     row = find_rows(order, t, in_tokens, COMPACT)
     alive = t < count_live(live, tokens, COMPACT)
+    target = tl.load(targets + row, mask=alive, other=0)
+    scale = tl.load(scales + row, mask=alive, other=0.0)
+    rest = tl.zeros((BLOCK_T,), dtype=ACCUMULATOR)
+    for share in range(0, shares):
+        rest += tl.load(rests + share * tokens + t, mask=alive, other=0.0)
     for start in range(0, width, BLOCK_H):
         h = start + tl.arange(0, BLOCK_H)
         in_width = (h < width)[None, :]
-        value = tl.zeros((BLOCK_T, BLOCK_H), dtype=ACCUMULATOR)
+        inside = alive[:, None] & in_width
+        expected = tl.load(head + target[:, None] * w_v + h[None, :] * w_k, mask=inside, other=0.0).to(ACCUMULATOR)
+        expected += tl.load(gradient + row[:, None] * width + h[None, :], mask=inside, other=0.0)
+        value = -rest[:, None] * expected
         place = t.to(tl.int64)
         for _ in range(0, shares):
-            value += tl.load(sums + place[:, None] * width + h[None, :], mask=alive[:, None] & in_width, other=0.0)
+            value += tl.load(sums + place[:, None] * width + h[None, :], mask=inside, other=0.0)
             place += tokens
         tl.store(
             product + row[:, None] * width + h[None, :],
-            value.to(product.dtype.element_ty),
+            (scale[:, None] * value).to(product.dtype.element_ty),
             mask=in_tokens[:, None] & in_width,
         )
 
 
 def nll_curvature(
-    hidden: Tensor, direction: Tensor, gradient: Tensor, head: Tensor, tokens: Tokens, log_totals: Tensor
+    hidden: Tensor,
+    direction: Tensor,
+    gradient: Tensor,
+    head: Tensor,
+    tokens: Tokens,
+    log_totals: Tensor,
+    scales: Tensor,
 ) -> Tensor:
-    """Hessian of each token's NLL along its direction, ``[T, H]``."""
+    """Hessian of each token's NLL along its direction, times its scale, ``[T, H]``."""
     count, width = hidden.shape
     plan = make_plan(hidden, head, tangents=True)
     sums = hidden.new_empty(plan.shares, count, width, dtype=sum_dtype(hidden.dtype))
+    rests = sums.new_empty(plan.shares, count)
     product = hidden.new_empty(count, width)
     launch(
         curvature_kernel,
@@ -176,6 +205,7 @@ def nll_curvature(
         tokens.live,
         log_totals,
         sums,
+        rests,
         count,
         head.shape[0],
         width,
@@ -191,13 +221,19 @@ def nll_curvature(
     launch(
         add_curvature_shares_kernel,
         (triton.cdiv(count, ROW_BLOCK),),
+        gradient,
+        head,
+        tokens.targets,
         tokens.order,
         tokens.live,
+        scales,
         sums,
+        rests,
         product,
         count,
         plan.shares,
         width,
+        *head.stride(),
         COMPACT=tokens.compact,
         ACCUMULATOR=accumulator(hidden.dtype),
         BLOCK_T=ROW_BLOCK,

@@ -68,7 +68,9 @@ def choose_blocks(dtype: torch.dtype, target: int, *, tangents: bool) -> Blocks:
     """Blocks that fit registers (no spills) and the shared memory of `target`: 163 KB, but 99 KB on 86 and 89."""
     small_memory = target in {86, 89, 120}
     if dtype.itemsize > 2:
-        return Blocks(64, 64, 32, 32, 8, 2) if target >= 90 and not small_memory else Blocks(64, 32, 16, 32, 8, 2)
+        if target >= 90 and not small_memory:
+            return Blocks(64, 64, 16 if tangents else 32, 32, 8, 2)
+        return Blocks(64, 32, 16, 32, 8, 2)
     if target >= 90 and not small_memory:
         return Blocks(64, 128 if tangents else 256, 64, 64, 8, 3)
     return Blocks(64, 128, 32, 64, 8, 2 if small_memory else 3)

@@ -59,24 +59,32 @@ class _TokenNll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None]:
         hidden, head, log_totals, gradient = ctx.saved_tensors
-        slope: Tensor = _TokenNllGradient.apply(hidden, head, ctx.tokens, log_totals, gradient)  # type: ignore[no-untyped-call]
-        return (upstream[0][:, None] * slope).to(hidden.dtype), None, None
+        slope: Tensor = _TokenNllGradient.apply(hidden, upstream[0], head, ctx.tokens, log_totals, gradient)  # type: ignore[no-untyped-call]
+        return slope, None, None
 
 
 class _TokenNllGradient(torch.autograd.Function):
-    """(softmax − onehot) W, ``[T, H]``, already computed in the forward pass; differentiable once more."""
+    """upstream · (softmax − onehot) W, ``[T, H]``, of the gradient from the forward pass; differentiable once more."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, tokens: Tokens, log_totals: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, head, log_totals, gradient)
+    def forward(
+        ctx: Any, hidden: Tensor, upstream: Tensor, head: Tensor, tokens: Tokens, log_totals: Tensor, gradient: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, upstream, head, log_totals, gradient)
         ctx.tokens = tokens
-        return gradient.view_as(gradient)
+        return (upstream[:, None] * gradient).to(hidden.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, head, log_totals, gradient = ctx.saved_tensors
-        return nll_curvature(hidden, direction, gradient, head, ctx.tokens, log_totals), None, None, None, None
+        hidden, upstream, head, log_totals, gradient = ctx.saved_tensors
+        curvature, along = None, None
+        if ctx.needs_input_grad[0]:
+            # Scaled at its end: the direction times the upstream gradient would be rounded before the product.
+            curvature = nll_curvature(hidden, direction, gradient, head, ctx.tokens, log_totals, upstream.contiguous())
+        if ctx.needs_input_grad[1]:
+            along = (direction.to(upstream.dtype) * gradient).sum(-1)
+        return curvature, along, None, None, None, None
 
 
 def aot_cases(shape: ModelShape) -> Iterator[tuple[str, Callable[[], object]]]:
