@@ -150,7 +150,7 @@ def add_curvature_shares_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """product ``[T, H]`` from the shares of the vocabulary, added in order, about p · u and scaled; 0 for dead tokens."""
+    """product ``[T, H]`` from the shares of the vocabulary, added, about p · u and scaled; zeros for dead tokens."""
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     in_tokens = t < tokens
     row = find_rows(order, t, in_tokens, COMPACT)
