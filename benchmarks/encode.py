@@ -1,13 +1,15 @@
 """Encoding a document against `peft` + autograd + AdamW on the CPU: the same adapter, steps and tokens, in one run.
 
-Both sides take the same segments, in turn, and the medians are compared. Four things differ:
+Both sides take the same segments and as many steps (none of ours is repeated, whatever `inner.repeat` says), in turn,
+and the medians are compared. Four things differ:
 
 - Micro-batches: ours lie without padding where the adapter is merged; theirs are filled up to one length, and hold
   segments of about one length, at most as many tokens as ours.
 - Update rule: ours is the checkpoint's, with a learned step size for each tensor and step; theirs `torch.optim.AdamW`.
 - Token weighting: where the checkpoint has one, ours also pays a pass of the base model for the weights.
 - Vocabulary: the checkpoint's inner loss may let only `inner.candidates` frequent ids and the document's own compete;
-  theirs takes the whole vocabulary. ``full_vocabulary_seconds`` is ours with the whole vocabulary too.
+  theirs takes the whole vocabulary. ``full_vocabulary_seconds`` is ours with the whole vocabulary too. Rivals that
+  join them (`inner.rivals`) take time, and are not among the operations that are counted.
 
 By default the adapter and the number of inner steps are the checkpoint's. With another rank, or on all layers, the
 adapter is one before meta-training, and all else stays as the checkpoint has it. Both sides take time in proportion to
@@ -87,7 +89,7 @@ def run(
     if repeats < 1:
         raise InvalidInput("repeats", str(repeats), "at least 1")
     model = _load(checkpoint, all_layers=all_layers, rank=rank, steps=steps)
-    inner = model.settings.inner
+    inner = model.settings.inner.model_copy(update={"repeat": None})
     full_vocabulary = inner.model_copy(update={"candidates": None})
     text = generate_document(model, tokens)
     segments = model.split(text)

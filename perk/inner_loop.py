@@ -81,7 +81,7 @@ class Encoding:
             graphs: on a CUDA device, what replays the passes of all encodings of this model; None: each is launched.
         """
         base = adapted.base
-        self.steps = settings.steps
+        self._settings = settings
         self.step = 0
         self.done = False
         self.tokens = [sum(s.loss_tokens for s in segments) for segments in documents]
@@ -107,15 +107,27 @@ class Encoding:
         self._losses: list[Tensor] = []
         self._seconds = 0.0
         self._slices_done = 0
-        self._slices = len(batches) * (1 + settings.steps)
+        self._rivals = {
+            step - 1 for step in settings.rivals if self._inner_loss.has_candidates and step <= settings.steps
+        }
+        self._slices = len(batches) * (1 + settings.steps + len(self._rivals))
+        self._repeats = 0
+        # Steps that each document has taken.
+        self._taken = [0] * len(documents)
+        self._progress = 0.0
         # Micro-batches that the running pass over the documents has read.
         self._read = 0
         self._work = self._run()
 
     @property
+    def steps(self) -> int:
+        """Steps in all, as far as it is known: the settings' number, and the repeated ones so far."""
+        return self._settings.steps + self._repeats
+
+    @property
     def progress(self) -> float:
-        """Share of the slices done, 0 to 1."""
-        return self._slices_done / self._slices
+        """Share of the planned slices that are done, 0 to 1; where a step is to be repeated, it stands still."""
+        return self._progress
 
     @property
     def segments_done(self) -> list[int]:
@@ -139,6 +151,7 @@ class Encoding:
         started = time.perf_counter()
         next(self._work)
         self._slices_done += 1
+        self._progress = max(self._progress, self._slices_done / self._slices)
         self.done = self._slices_done == self._slices
         if self.done:
             # It holds what it worked with, and this object holds it: memory that nothing would free for a while.
@@ -159,7 +172,7 @@ class Encoding:
                 adapter=adapters[d].clone(),
                 tokens=self.tokens[d],
                 segments=self.segments[d],
-                steps=self.steps,
+                steps=self._taken[d],
                 loss_before=float(self._losses[0][d]),
                 loss_after=float(self._losses[-1][d]),
                 seconds=self._seconds,
@@ -179,30 +192,73 @@ class Encoding:
             yield
         merged: MergedLayers | None = None
         gradient = torch.zeros_like(self._theta)
-        for step in range(self.steps):
-            if self.merges:
-                products = self._products(step)
-                if merged is None or merged.dtype != products:
-                    merged = None  # One copy of the weights at a time.
-                    merged = self._inner_loss.adapted.start_merging(products)
-                merged.merge(self._theta)
-            gradient.zero_()
-            total = torch.zeros(len(self.tokens), device=gradient.device)
-            for read, (ready, weight) in enumerate(zip(prepared, weights, strict=True), start=1):
-                total += self._add_gradient(ready, weight, gradient, merged)
-                if read == len(prepared):
-                    self._theta, self._moments = self._rule.step(
-                        self._theta, gradient, self._moments, self._log_step_sizes[step], step
-                    )
-                    self._losses.append(total)
-                    self.step = step + 1
-                self._read = read
-                yield
+        everyone = list(range(len(self.tokens)))
+        for index in range(self._settings.steps):
+            moving = everyone
+            while moving:
+                if self.merges:
+                    products = self._products(index)
+                    if merged is None or merged.dtype != products:
+                        merged = None  # One copy of the weights at a time.
+                        merged = self._inner_loss.adapted.start_merging(products)
+                    merged.merge(self._theta)
+                if index in self._rivals and moving is everyone:
+                    prepared = yield from self._admit_rivals(prepared, merged)
+                gradient.zero_()
+                total = torch.zeros(len(self.tokens), device=gradient.device)
+                for read, (ready, weight) in enumerate(zip(prepared, weights, strict=True), start=1):
+                    total += self._add_gradient(ready, weight, gradient, merged)
+                    if read == len(prepared):
+                        self._take_step(index, gradient, moving)
+                        self._losses.append(total)
+                        self.step += 1
+                        moving = self._unlearned(index, moving)
+                        if moving:
+                            self._repeats += 1
+                            self._slices += len(prepared)
+                    self._read = read
+                    yield
 
-    def _products(self, step: int) -> torch.dtype:
+    def _admit_rivals(
+        self, prepared: list[PreparedBatch], merged: MergedLayers | None
+    ) -> Generator[None, None, list[PreparedBatch]]:
+        """The micro-batches with each document's rivals among its candidates; yields at the end of each slice."""
+        rivals = []
+        for ready in prepared:
+            rivals.append(self._inner_loss.rivals(self._theta, ready, merged=merged))
+            yield
+        return self._inner_loss.admit(rivals, prepared)
+
+    def _unlearned(self, index: int, moving: list[int]) -> list[int]:
+        """Documents that take the step they have just taken once more."""
+        repeat = self._settings.repeat
+        if repeat is None or index + 1 != repeat.step or self._repeats == repeat.most:
+            return []
+        losses = self._losses[-1].tolist()
+        return [document for document in moving if losses[document] >= repeat.loss]
+
+    def _take_step(self, index: int, gradient: Tensor, moving: list[int]) -> None:
+        """Change the adapters of those documents, by the step sizes of that step; the others wait for them."""
+        sizes = self._log_step_sizes[index]
+        counts = {self._taken[document] for document in moving}
+        for document in moving:
+            self._taken[document] += 1
+        if len(moving) == len(self._taken) and len(counts) == 1:
+            self._theta, self._moments = self._rule.step(self._theta, gradient, self._moments, sizes, counts.pop())
+            return
+        for document in moving:
+            own = slice(document, document + 1)
+            moments = None if self._moments is None else (self._moments[0][own], self._moments[1][own])
+            theta, moments = self._rule.step(self._theta[own], gradient[own], moments, sizes, self._taken[document] - 1)
+            self._theta[own] = theta
+            if self._moments is not None and moments is not None:
+                for every, one in zip(self._moments, moments, strict=True):
+                    every[own] = one
+
+    def _products(self, index: int) -> torch.dtype:
         """Type of the large products of a step."""
         adapted = self._inner_loss.adapted
-        exact = step < math.ceil(self.steps / _EXACT_STEPS)
+        exact = index < math.ceil(self._settings.steps / _EXACT_STEPS)
         return adapted.base.dtype if exact else adapted.product_dtype
 
     def _add_gradient(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from perk.token_weights import TokenWeighting
 
 __all__ = ["InnerLoss", "PreparedBatch", "double_backward"]
 
+# Logits of whole vocabularies that are in memory at once.
+_LOGITS = 1 << 24
 # Padding that a micro-batch may have: a GPU takes longer to start one than to compute some for nothing.
 _PADDING_LIMITS = {"cpu": PADDING_LIMIT, "cuda": 0.5}
 
@@ -104,18 +106,13 @@ class InnerLoss:
     def prepare(self, batch: MicroBatch, *, keep_states: bool = True) -> PreparedBatch:
         """Compute what no adapter changes: activations below the first adapted layer, and states for the weights."""
         device = self.adapted.base.device
-        members = batch.members.tolist()
         batch = batch.map(lambda tensor: tensor.to(device))
         states = self.adapted.lower_states(batch.ids, batch.lengths)
         last_states = None
         if self.weighting is not None:
             last_states = _pick(self.adapted.upper_states(states, batch.lengths), batch.own_positions)
-        targets = batch.targets
-        if self._vocabularies is not None:
-            pairs = zip(members, targets, strict=True)
-            targets = torch.stack([torch.searchsorted(self._vocabularies[d], row) for d, row in pairs])
-        heads = tuple(self._heads[d] for d in members)
-        return PreparedBatch(batch, heads, targets, states if keep_states else None, last_states)
+        targets = self._among_candidates(batch)
+        return PreparedBatch(batch, self._heads_of(batch), targets, states if keep_states else None, last_states)
 
     def weights(self, prepared: PreparedBatch) -> Tensor:
         """Weight of each loss token, its share of the document's mean included, ``[D, K]``."""
@@ -156,6 +153,38 @@ class InnerLoss:
             return weighted_cross_entropy(states, self.adapted.base.head, prepared.targets, weights)
         one = zip(states.split(1), prepared.heads, prepared.targets.split(1), weights.split(1), strict=True)
         return torch.cat([weighted_cross_entropy(*document) for document in one])
+
+    @torch.no_grad()
+    def rivals(self, theta: Tensor, prepared: PreparedBatch, *, merged: MergedLayers | None = None) -> list[Tensor]:
+        """What adapters ``[D, P]`` come closest to mistaking the loss tokens for, of the whole vocabulary.
+
+        Returns:
+            Token ids, each once, for each document of the micro-batch.
+        """
+        head, batch = self.adapted.base.head, prepared.batch
+        # Nothing goes backward from here.
+        gradient = None if merged is None else theta.new_empty(0)
+        states = self.predicting_states(batch.rows_of(theta), prepared, gradient=gradient, merged=merged)
+        rows = max(1, _LOGITS // len(head))
+        found = []
+        for own, targets, shares in zip(states, batch.targets, batch.shares, strict=True):
+            real = shares > 0
+            pieces = zip(own[real].split(rows), targets[real, None].split(rows), strict=True)
+            likeliest = [(some @ head.T).scatter_(1, wanted, -torch.inf).argmax(-1) for some, wanted in pieces]
+            found.append(torch.cat(likeliest).unique())
+        return found
+
+    def admit(self, rivals: Sequence[list[Tensor]], prepared: Sequence[PreparedBatch]) -> list[PreparedBatch]:
+        """The same micro-batches, once the rivals found in each are candidates of its documents."""
+        assert self._vocabularies is not None
+        for ready, found in zip(prepared, rivals, strict=True):
+            for document, ids in zip(ready.batch.members.tolist(), found, strict=True):
+                self._vocabularies[document] = torch.cat([self._vocabularies[document], ids]).unique()
+        self._heads = tuple(self.adapted.base.head[ids] for ids in self._vocabularies)
+        return [
+            replace(ready, heads=self._heads_of(ready.batch), targets=self._among_candidates(ready.batch))
+            for ready in prepared
+        ]
 
     def gradient(self, theta: Tensor, prepared: PreparedBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``[D]`` and its gradient ``[D, P]``, which can be differentiated again; zeros for other documents.
@@ -200,6 +229,16 @@ class InnerLoss:
         if into is not gradient:
             batch.add_to(gradient, into)
         return batch.add_to(loss.new_zeros(len(theta)), loss.detach())
+
+    def _heads_of(self, batch: MicroBatch) -> tuple[Tensor, ...]:
+        return tuple(self._heads[document] for document in batch.members.tolist())
+
+    def _among_candidates(self, batch: MicroBatch) -> Tensor:
+        """The batch's targets as rows of its documents' heads, ``[D, K]``."""
+        if self._vocabularies is None:
+            return batch.targets
+        pairs = zip(batch.members.tolist(), batch.targets, strict=True)
+        return torch.stack([torch.searchsorted(self._vocabularies[document], row) for document, row in pairs])
 
 
 def double_backward(needed: bool) -> AbstractContextManager[None]:

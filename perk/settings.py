@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +12,7 @@ __all__ = [
     "InnerSettings",
     "LoraSettings",
     "PerkSettings",
+    "RepeatSettings",
     "SegmentSettings",
     "TemplateSettings",
 ]
@@ -55,6 +56,20 @@ class LoraSettings(_Settings):
         return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
 
+class RepeatSettings(_Settings):
+    """A step of the inner loop that is taken again while a document is not learned: a longer one takes more steps.
+
+    Meta-training takes it once: what it learns from is not that long.
+    """
+
+    step: int = Field(ge=1)
+    """Number of the step, from 1."""
+    most: int = Field(ge=1, le=256)
+    """Times at most that it is taken again."""
+    loss: float = Field(gt=0)
+    """The document is learned where its loss, entering the step, is below this: nats per token, weighted."""
+
+
 class InnerSettings(_Settings):
     """The inner loop: N steps of gradient descent on the adapter alone."""
 
@@ -71,8 +86,24 @@ class InnerSettings(_Settings):
     """Predict tokens among the document's own and this many of the vocabulary's first ids, which byte-pair encoders
     order by frequency, instead of the whole vocabulary. None: the whole, as in the paper. At small sizes the head is
     most of the arithmetic; the answer loss of meta-training always sees the whole vocabulary."""
+    # Left out where there are none: fingerprints of the checkpoints without them do not change.
+    rivals: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), exclude_if=lambda value: value == ())
+    """Before these steps, from 1, the tokens that each place of a document comes closest to mistaking for its own join
+    the candidates, wherever in the vocabulary they are: nothing else keeps those from becoming likely. Not in
+    meta-training."""
+    repeat: RepeatSettings | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The step to repeat. None: every step is taken once, as in the paper."""
     token_weighting: bool = True
     weighting_hidden: int = Field(default=128, ge=1)
+
+    @model_validator(mode="after")
+    def _named_steps_exist(self) -> InnerSettings:
+        named = [("rivals", step) for step in self.rivals]
+        named += [] if self.repeat is None else [("repeat.step", self.repeat.step)]
+        for name, step in named:
+            if step > self.steps:
+                raise ValueError(f"{name}: step {step} of {self.steps}")
+        return self
 
 
 class SegmentSettings(_Settings):

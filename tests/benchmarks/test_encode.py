@@ -13,7 +13,7 @@ from benchmarks.peft_fine_tuning import PeftFineTuning
 from perk.errors import CheckpointError, InvalidInput
 from perk.inner_loop import Encoding
 from perk.perk_model import PerkModel
-from perk.settings import InnerSettings
+from perk.settings import InnerSettings, RepeatSettings
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 
@@ -67,6 +67,17 @@ def test_fewer_steps_are_the_first_ones(tiny_checkpoint: Path) -> None:
     assert set(encode.run(**options, steps=1)) == _CONTRACT | _EXTRA
     with pytest.raises(InvalidInput, match="steps"):
         encode.run(**options, steps=65)
+
+
+def test_what_comes_with_the_steps_that_are_left_out_is_left_out(model: PerkModel) -> None:
+    few = model.settings.inner.model_copy(update={"candidates": 8})
+    later = few.steps + 1
+    cut = few.model_copy(
+        update={"rivals": (later,), "repeat": RepeatSettings(step=later, most=5, loss=1e-9)},
+    )
+    segments = model.split(generate_document(model, 60))
+    expected, found = (_finish(encode.start_encoding(model, segments, inner)).results()[0] for inner in (few, cut))
+    assert found.adapter.equal(expected.adapter)
 
 
 def test_the_command_prints_one_json_object(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,107 +6,30 @@ In float64 on the tiny GPT-2, whose layer norm keeps that precision, with weight
 from __future__ import annotations
 
 import gc
-import math
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from perk import InvalidInput, PerkModel
-from perk.base_model import load_base_model
-from perk.inner_loop import EncodedDocument, Encoding
 from perk.inner_loss import InnerLoss
 from perk.lora import AdaptedModel
 from perk.merged_layers import MergedLayers
 from perk.segment import Segment
-from perk.settings import InnerSettings, LoraSettings
-from perk.token_weights import TokenWeighting
-
-STEPS = 3
-EVERYTHING, ONE_SEGMENT = 1_000_000, 1
-KEPT, RECOMPUTED = 1_000_000, 0
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A model with learned parameters that are random but fixed."""
-
-    adapted: AdaptedModel
-    weighting: TokenWeighting
-    initial: Tensor
-    log_step_sizes: Tensor
-
-    def start(
-        self,
-        documents: Sequence[Sequence[Segment]],
-        *,
-        token_limit: int = EVERYTHING,
-        state_limit: int = KEPT,
-        weighted: bool = True,
-        **inner: Any,
-    ) -> Encoding:
-        settings = InnerSettings(**{"rule": "rms", "steps": STEPS, **inner})
-        return Encoding(
-            self.adapted,
-            self.weighting if weighted else None,
-            settings,
-            self.initial,
-            self.log_step_sizes,
-            documents,
-            token_limit=token_limit,
-            state_limit=state_limit,
-        )
-
-    def encode(self, documents: Sequence[Sequence[Segment]], **options: Any) -> list[EncodedDocument]:
-        return finish(self.start(documents, **options))
-
-
-def finish(encoding: Encoding) -> list[EncodedDocument]:
-    while not encoding.done:
-        encoding.advance()
-    return encoding.results()
-
-
-@pytest.fixture(scope="module")
-def setup(tiny_gpt2: Path) -> Setup:
-    generator = torch.Generator().manual_seed(0)
-    base = load_base_model(str(tiny_gpt2), device="cpu", dtype=torch.float64)
-    adapted = AdaptedModel(base, LoraSettings(rank=2, alpha=2, first_layer=2))
-    weighting = TokenWeighting(base.head.shape[1], 8).double().requires_grad_(False)
-    for parameter in weighting.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    tensors = len(adapted.layout.shapes)
-    return Setup(
-        adapted=adapted,
-        weighting=weighting,
-        initial=0.2 * torch.randn(adapted.layout.size, generator=generator).double(),
-        log_step_sizes=math.log(0.02) + 0.3 * torch.randn(STEPS, tensors, generator=generator).double(),
-    )
-
-
-@pytest.fixture(scope="module")
-def documents() -> list[list[Segment]]:
-    """A long, a short and a middling document, their segments of many lengths."""
-    generator = torch.Generator().manual_seed(1)
-
-    def segment(length: int) -> Segment:
-        return Segment(tuple(torch.randint(2, 512, (length,), generator=generator).tolist()), prefix_tokens=2)
-
-    return [[segment(n) for n in lengths] for lengths in ((12, 5, 9, 20, 11), (6,), (14, 3, 8))]
-
-
-def _assert_same(found: Sequence[EncodedDocument], expected: Sequence[EncodedDocument]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        # The adapters are handed out in float32.
-        torch.testing.assert_close(one.adapter, other.adapter, rtol=0, atol=1e-6)
-        assert one.loss_before == pytest.approx(other.loss_before, rel=1e-6)
-        assert one.loss_after == pytest.approx(other.loss_after, rel=1e-6)
+from perk.settings import InnerSettings
+from tests.perk.encoding_setup import (
+    EVERYTHING,
+    ONE_SEGMENT,
+    RECOMPUTED,
+    STEPS,
+    Setup,
+    assert_same,
+    defined_loss,
+    finish,
+)
 
 
 @pytest.mark.parametrize("token_limit", [ONE_SEGMENT, 30, 75])
@@ -121,7 +44,7 @@ def test_the_adapter_is_the_same_for_any_micro_batching(
 ) -> None:
     options = {"rule": rule, "candidates": candidates}
     cut = setup.encode(documents, token_limit=token_limit, **options)
-    _assert_same(cut, setup.encode(documents, token_limit=EVERYTHING, **options))
+    assert_same(cut, setup.encode(documents, token_limit=EVERYTHING, **options))
     moved = [(encoded.adapter - setup.initial).abs().max() for encoded in cut]
     assert min(moved) > 1e-3, "an encoding that does nothing is the same however it is cut"
 
@@ -133,12 +56,12 @@ def test_documents_together_have_the_adapters_they_have_one_by_one(
 ) -> None:
     together = setup.encode(documents, rule=rule, candidates=candidates)
     alone = [setup.encode([document], rule=rule, candidates=candidates)[0] for document in documents]
-    _assert_same(together, alone)
+    assert_same(together, alone)
     assert (together[0].adapter - together[1].adapter).abs().max() > 1e-3
 
 
 def test_the_adapter_does_not_depend_on_the_order_of_the_segments(setup: Setup, documents: list[list[Segment]]) -> None:
-    _assert_same(setup.encode([documents[0][::-1]]), setup.encode(documents[:1]))
+    assert_same(setup.encode([documents[0][::-1]]), setup.encode(documents[:1]))
 
 
 def test_activations_below_the_adapter_are_computed_once_or_recomputed_to_the_same_end(
@@ -208,7 +131,7 @@ def test_the_loss_is_the_weighted_mean_over_the_tokens_after_the_prefixes(
         if candidates == 8:
             competing = torch.tensor(sorted({*range(8), *(token for s in segments for token in s.ids)}))
         assert encoded.tokens == sum(len(segment.ids) - segment.prefix_tokens for segment in segments)
-        loss = _defined_loss(setup, setup.initial, segments, competing, weighted=weighted)
+        loss = defined_loss(setup, setup.initial, segments, competing, weighted=weighted)
         assert encoded.loss_before == pytest.approx(loss.item(), rel=1e-6)
 
 
@@ -223,7 +146,7 @@ def test_the_adapter_is_what_the_optimiser_makes_of_the_initialisation(
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, eps=1e-12)
     for step in range(STEPS):
         optimiser.zero_grad()
-        _defined_loss(setup, torch.cat(tensors), documents[0], torch.arange(512), weighted=True).backward()
+        defined_loss(setup, torch.cat(tensors), documents[0], torch.arange(512), weighted=True).backward()
         for index, rate in enumerate(setup.log_step_sizes[step].exp().tolist()):
             optimiser.param_groups[index]["lr"] = rate
             gradient = tensors[index].grad
@@ -233,26 +156,6 @@ def test_the_adapter_is_what_the_optimiser_makes_of_the_initialisation(
         if rule == "adamw":
             optimiser.step()
     torch.testing.assert_close(encoded.adapter, torch.cat(tensors).detach().float(), rtol=0, atol=1e-6)
-
-
-def _defined_loss(
-    setup: Setup, theta: Tensor, segments: Sequence[Segment], competing: Tensor, *, weighted: bool
-) -> Tensor:
-    """Weighted mean NLL of one document, segment by segment, `competing` being the tokens that may be predicted."""
-    base = setup.adapted.base
-    total, count = theta.new_zeros(()), 0
-    for segment in segments:
-        ids = torch.tensor([segment.ids])
-        # The weights are those of the frozen base: no adapter is bound.
-        states = base.backbone(ids).last_hidden_state[0]
-        weights = setup.weighting(states) if weighted else torch.ones(len(states))
-        with setup.adapted.bind(theta[None]):
-            logits = base.model(ids).logits[0][:, competing]
-        targets = torch.searchsorted(competing, ids[0])
-        nll = functional.cross_entropy(logits[:-1], targets[1:], reduction="none")
-        total = total + (weights[1:] * nll)[segment.prefix_tokens - 1 :].sum()
-        count += len(segment.ids) - segment.prefix_tokens
-    return total / count
 
 
 def test_a_document_of_one_token_can_be_encoded(setup: Setup) -> None:

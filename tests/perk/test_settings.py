@@ -30,6 +30,9 @@ def test_they_survive_json() -> None:
         ({"inner": {"steps": 0}}, "inner.steps"),
         ({"inner": {"step_size": 0}}, "inner.step_size"),
         ({"inner": {"candidates": 0}}, "inner.candidates"),
+        ({"inner": {"rivals": [0]}}, "inner.rivals"),
+        ({"inner": {"repeat": {"step": 1, "most": 257, "loss": 1}}}, "inner.repeat.most"),
+        ({"inner": {"repeat": {"step": 1, "most": 1, "loss": 0}}}, "inner.repeat.loss"),
         ({"segments": {"max_tokens": 7}}, "segments.max_tokens"),
     ],
 )
@@ -38,6 +41,14 @@ def test_an_unknown_name_or_a_bad_value_is_refused_by_name(settings: dict[str, A
         PerkSettings.model_validate(settings)
     found = {".".join(map(str, error["loc"])) for error in caught.value.errors()}
     assert any(name.startswith(field) for name in found), found
+
+
+@pytest.mark.parametrize(
+    ("named", "field"), [({"rivals": [2, 5]}, "rivals"), ({"repeat": {"step": 5, "most": 1, "loss": 1}}, "repeat.step")]
+)
+def test_a_step_that_is_named_is_one_of_them(named: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError, match=f"{field}: step 5 of 4"):
+        PerkSettings.model_validate({"inner": {"steps": 4} | named})
 
 
 def test_they_cannot_be_changed() -> None:
