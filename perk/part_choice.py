@@ -50,9 +50,8 @@ class PartChoice:
         if len(parts) < 2:
             return
         if readers.of_parts is None:
-            names = [part_name(number, len(said)) for number, _ in numbered]
-            told = zip(names, parts, strict=True)
-            prompts = [segment_start(f"{name} {text}", base.tokenizer, readers.segments) for name, text in told]
+            named = [(number, f"{part_name(number, len(said))} {text}") for number, text in numbered]
+            prompts = [segment_start(text, base.tokenizer, readers.segments, number) for number, text in named]
         else:
             prompts = [base.encode(text) for text in told_apart(parts)]
         before, asked = question_behind(question, base)

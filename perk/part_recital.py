@@ -79,7 +79,7 @@ class PartRecital:
         self._adapter = adapter
         self._segments = segments
         self._base = base
-        self._running = [TokenTrack(adapter, self._prompt(part_start(1)), room=_COUNT_TOKENS)]
+        self._running = [TokenTrack(adapter, self._prompt(part_start(1), 1), room=_COUNT_TOKENS)]
         self._parts: list[_Part] = []
 
     @property
@@ -109,7 +109,7 @@ class PartRecital:
             self._begin_parts(count)
 
     def _begin_parts(self, count: int) -> None:
-        prompts = [self._prompt(part_name(number, count)) for number in range(1, count + 1)]
+        prompts = [self._prompt(part_name(number, count), number) for number in range(1, count + 1)]
         room = min(self._segments.max_tokens, self._base.max_positions - max(map(len, prompts)))
         if room > 0:
             self._parts = [_Part(TokenTrack(self._adapter, ids, room=room), self._base) for ids in prompts]
@@ -123,8 +123,9 @@ class PartRecital:
         if self.done:
             self.said = tuple(self._text(part.track).strip() for part in self._parts)
 
-    def _prompt(self, start: str) -> list[int]:
-        return segment_start(start, self._base.tokenizer, self._segments)
+    def _prompt(self, start: str, number: int) -> list[int]:
+        # It begins as the segment that it was read as.
+        return segment_start(start, self._base.tokenizer, self._segments, number)
 
     def _text(self, track: TokenTrack) -> str:
         return str(self._base.tokenizer.decode(track.ids, skip_special_tokens=True))

@@ -90,9 +90,12 @@ def split_segments(text: str, tokenizer: PreTrainedTokenizerBase, settings: Segm
     return segments
 
 
-def segment_start(text: str, tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings) -> list[int]:
-    """Token ids of a segment of no number in particular that begins with a text."""
-    return [*_tokens(settings.prefix.format(index=""), tokenizer), *_tokens(_lead(settings) + text, tokenizer)]
+def segment_start(
+    text: str, tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings, number: int | None = None
+) -> list[int]:
+    """Token ids of the segment of that number, or of none in particular, that begins with a text."""
+    prefix = settings.prefix.format(index="" if number is None else number)
+    return [*_tokens(prefix, tokenizer), *_tokens(_lead(settings) + text, tokenizer)]
 
 
 def _as_parts(pieces: list[list[int]], tokenizer: PreTrainedTokenizerBase, lead: str) -> list[list[int]]:

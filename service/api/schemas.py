@@ -111,7 +111,8 @@ class EncodeOut(BaseModel):
 
 
 class EncodingOut(BaseModel):
-    """An encode that runs: inner steps, segments read of those in this pass, loss in nats per token, seconds left."""
+    """An encode that runs: inner steps taken, and those that are planned so far (a text that is not learned by then takes
+    more), segments read of those in this pass, loss in nats per token, seconds left."""
 
     step: int
     steps: int

@@ -77,7 +77,7 @@ class EncodeProgress:
         step: inner steps finished.
         tokens: of each document.
         segments: of each document.
-        steps: inner steps in all.
+        steps: inner steps planned so far; a text that is not learned by then takes more.
         segments_done: of each document, in the pass over it that runs.
         loss: of each document, entering the last finished step, in nats per token; empty before it.
     """

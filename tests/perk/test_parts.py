@@ -139,15 +139,15 @@ def script(make_model: Callable[..., PerkModel]) -> _Script:
 
 
 def test_parts_are_recalled_by_their_numbers_and_the_one_that_was_meant_is_read(script: _Script) -> None:
-    assert script.told() == ["doc_?\nSupport: Part 1 of"]
+    assert script.told() == ["doc_1?\nSupport: Part 1 of"]
     script.say(" 3:")
-    assert script.told() == [f"doc_?\nSupport: Part {number} of 3:" for number in (1, 2, 3)]
+    assert script.told() == [f"doc_{number}?\nSupport: Part {number} of 3:" for number in (1, 2, 3)]
     script.say(" The mill is old.\n")
     script.say(" Ann built it.")
     script.say(None)
     script.say(" It burned down.\n")
     said = [" The mill is old.", " Ann built it.", " It burned down."]
-    read = [f"doc_?\nSupport: Part {number} of 3:{text}" for number, text in enumerate(said, start=1)]
+    read = [f"doc_{number}?\nSupport: Part {number} of 3:{text}" for number, text in enumerate(said, start=1)]
     assert script.told() == [f"{text}\nQuestion: {_QUESTION}" for text in read]
     for likelihood in (1.0, 3.0, 2.0):
         script.ask(likelihood)
@@ -157,6 +157,17 @@ def test_parts_are_recalled_by_their_numbers_and_the_one_that_was_meant_is_read(
     assert "".join(delta.text for delta in script.deltas) == "Ann"
     assert script.deltas[-1].support == "Ann built it."
     assert script.row.finished
+
+
+def test_a_part_is_recalled_as_the_segment_that_it_was_read_as(make_model: Callable[..., PerkModel]) -> None:
+    model = make_model(segments=_SEGMENTS)
+    text = "\n\n".join(["Ann built it. She was a mason."] * 12)
+    read = [str(model.base.tokenizer.decode(list(segment.ids))) for segment in model.split(text)]
+    recital = PartRecital(torch.ones(model.adapter_size), _SEGMENTS, model.base)
+    _recite(recital, model.base.tokenizer, " 12:")
+    begun = [str(model.base.tokenizer.decode(track.unread)) for track in recital.tracks]
+    assert len(begun) == len(read) == 12
+    assert all(part.startswith(start) for part, start in zip(read, begun, strict=True))
 
 
 def test_the_part_is_read_by_its_reader_where_there_is_one(make_model: Callable[..., PerkModel]) -> None:
@@ -201,8 +212,8 @@ def test_where_memory_gives_out_the_next_likeliest_token_is_tried_once(script: _
     for _ in range(6):
         script.doubt("x", "y", "z")
     assert script.told() == [
-        f"doc_?\nSupport: Part 1 of 2: Ann built it.\nQuestion: {_QUESTION}",
-        f"doc_?\nSupport: Part 2 of 2: Bob slept.dd He was tired, and long into the day.\nQuestion: {_QUESTION}",
+        f"doc_1?\nSupport: Part 1 of 2: Ann built it.\nQuestion: {_QUESTION}",
+        f"doc_2?\nSupport: Part 2 of 2: Bob slept.dd He was tired, and long into the day.\nQuestion: {_QUESTION}",
     ], "two doubts are no matter"
 
 
@@ -283,7 +294,7 @@ def _recite(recital: PartRecital, tokenizer: PreTrainedTokenizerBase, text: str)
 def test_parts_are_no_longer_than_the_model(make_model: Callable[..., PerkModel], room: int) -> None:
     model = make_model()
     tokenizer = model.base.tokenizer
-    most = len(tokenizer.encode("doc_?\nSupport: Part 1 of 2:")) + room
+    most = len(tokenizer.encode("doc_1?\nSupport: Part 1 of 2:")) + room
     recital = PartRecital(torch.ones(model.adapter_size), _SEGMENTS, replace(model.base, max_positions=most))
     _recite(recital, tokenizer, " 2:")
     assert recital.done == (room == 0)
