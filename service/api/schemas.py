@@ -111,8 +111,8 @@ class EncodeOut(BaseModel):
 
 
 class EncodingOut(BaseModel):
-    """An encode that runs: inner steps taken, and those that are planned so far (a text that is not learned by then takes
-    more), segments read of those in this pass, loss in nats per token, seconds left."""
+    """An encode that runs: inner steps taken and planned so far, segments read of those in this pass, loss in nats per
+    token, seconds left. A text that is not learned when these steps are taken gets more."""
 
     step: int
     steps: int
