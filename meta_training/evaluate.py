@@ -14,9 +14,9 @@ from torch import Tensor
 from meta_training.document import Document
 from meta_training.exchange import read_documents
 from meta_training.in_context import MAX_ANSWER_TOKENS, in_context_question
-from meta_training.retrieval import PassageIndex
 from meta_training.scoring import OUTPUT_END, Scores
 from perk import AnswerRequest, PerkModel
+from perk.passage_index import PassageIndex
 
 __all__ = ["Method", "evaluate", "score_documents"]
 
@@ -67,7 +67,8 @@ def score_documents(
             started = time.perf_counter()
             adapter = model.encode(context).adapter
             scores.encode_seconds.append(time.perf_counter() - started)
-        index = _index(model, context) if method == "retrieval" else None
+        passages = _passages(model, context) if method == "retrieval" else []
+        index = PassageIndex(passages) if passages else None
         for start in range(0, len(document.questions), rows_at_once):
             rows = document.questions[start : start + rows_at_once]
             started = time.perf_counter()
@@ -75,9 +76,9 @@ def score_documents(
             if method in ("ft-icr", "in-context"):
                 asked = [in_context_question(question, context, model.base, templates) for question in asked]
             elif index is not None:
-                found = ["\n".join(index.best(question, _PASSAGES)) for question in asked]
+                found = [[passages[place] for place in index.best(question, _PASSAGES)] for question in asked]
                 pairs = zip(asked, found, strict=True)
-                asked = [in_context_question(q, passages, model.base, templates) for q, passages in pairs]
+                asked = [in_context_question(q, "\n".join(read), model.base, templates) for q, read in pairs]
             answers = _answer(model, adapter, asked)
             scores.ask_seconds += [(time.perf_counter() - started) / len(rows)] * len(rows)
             for question, answer in zip(rows, answers, strict=True):
@@ -100,7 +101,7 @@ def _answer(model: PerkModel, adapter: Tensor | None, questions: Sequence[str]) 
     return texts
 
 
-def _index(model: PerkModel, context: str) -> PassageIndex:
+def _passages(model: PerkModel, context: str) -> list[str]:
     """The document's segments, as an adapter would be trained on, without their prefixes."""
     tokenizer = model.base.tokenizer
-    return PassageIndex([str(tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in model.split(context)])
+    return [str(tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in model.split(context)]

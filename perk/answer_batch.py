@@ -78,7 +78,7 @@ class AnswerBatch:
         """Run one slice."""
         if self._waiting:
             self._running.append(self._waiting.popleft())
-        tracks = [[(row, track) for track in row.tracks] for row in self._running]
+        tracks = self._tracks()
         for own in tracks:
             first = next((track for _, track in own if _reads(track)), None)
             if first is not None:
@@ -87,6 +87,18 @@ class AnswerBatch:
             return []
         firsts, others = [own[0] for own in tracks], [one for own in tracks for one in own[1:]]
         return self._decode([*firsts, *others[: max(0, _MOST_TRACKS - len(firsts))]])
+
+    def _tracks(self) -> list[list[tuple[AnswerRow, TokenTrack]]]:
+        """Of each running row that has any, its tracks, but for those that a row before it shares."""
+        tracks = []
+        taken: set[int] = set()
+        for row in self._running:
+            row.catch_up()
+            own = [(row, track) for track in row.tracks if id(track) not in taken]
+            taken.update(id(track) for _, track in own)
+            if own:
+                tracks.append(own)
+        return tracks
 
     def _decode(self, tracks: Sequence[tuple[AnswerRow, TokenTrack]]) -> list[AnswerDelta]:
         """The next token of tracks that read equally many tokens and have equally long drafts."""

@@ -126,7 +126,10 @@ class AnswerRow:
 
     @property
     def tracks(self) -> list[TokenTrack]:
-        """What the model reads and goes on with: the text, or what is recalled for it, what it waits for first."""
+        """What the model reads and goes on with: the text, or what is recalled for it, what it waits for first.
+
+        Parts are recalled on tracks that all rows share which wait for them.
+        """
         if self._parts is not None:
             return self._parts.tracks
         return self._lines.tracks(self._cue) if self._lines is not None and self._cue else [self._text]
@@ -140,6 +143,12 @@ class AnswerRow:
     def ids(self) -> list[int]:
         """Token ids of the support and the answer so far."""
         return self._text.ids
+
+    def catch_up(self) -> None:
+        """Go on where another row has recalled what both wait for."""
+        if self._parts is not None:
+            self._parts.catch_up()
+            self._read_part(self._parts)
 
     def take_all(self, track: TokenTrack, logits: Tensor) -> list[AnswerDelta]:
         """Choose tokens from logits ``[1 + draft, V]``, one for each token that the track's draft holds and one more.

@@ -1,5 +1,7 @@
 """Which of a document's parts a question is about: the one behind which it comes least as a surprise.
 
+Of many parts, only those are read that share most of the question's words.
+
 A question names what the whole text is about, as the first part does and others do not. So a reader of parts reads
 each of them behind the first sentence of all, and has practised to tell them apart (`meta_training.choice_loss`).
 Without such a reader the document's own adapter reads each behind its number, as it was encoded.
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from perk.base_model import BaseModel
 from perk.parts import part_name, told_apart
+from perk.passage_index import PassageIndex
 from perk.readers import Readers
 from perk.segments import segment_start
 from perk.token_track import TokenTrack
@@ -23,6 +26,8 @@ __all__ = ["PartChoice", "question_behind"]
 _BEFORE_QUESTION = "\nQuestion:"
 # Of a longer question, its end chooses.
 _QUESTION_TOKENS = 48
+# Of more parts, reading each takes long, and the one that is meant shares words with the question.
+_MOST_READ = 8
 
 
 class PartChoice:
@@ -54,13 +59,14 @@ class PartChoice:
             prompts = [segment_start(text, base.tokenizer, readers.segments, number) for number, text in named]
         else:
             prompts = [base.encode(text) for text in told_apart(parts)]
+        read = PassageIndex(parts).best(question, _MOST_READ)
         before, asked = question_behind(question, base)
         room = base.max_positions - len(before) - len(asked)
-        for prompt, text in zip(prompts, parts, strict=True):
+        for place in read:
             chooser = adapter if readers.of_parts is None else readers.of_parts
-            track = TokenTrack(chooser, [*prompt[:room], *before], room=len(asked))
+            track = TokenTrack(chooser, [*prompts[place][:room], *before], room=len(asked))
             track.draft = list(asked)
-            self._reading.append((track, text))
+            self._reading.append((track, parts[place]))
 
     @property
     def done(self) -> bool:

@@ -1,7 +1,7 @@
 """The part of a document that a question is about, recalled from its adapter.
 
 All parts are recalled (`perk.part_recital`), unless that adapter has been asked before; then one of them is chosen
-(`perk.part_choice`).
+(`perk.part_choice`). Questions about one document that come together wait for the same recital.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class PartRecall:
         self._question = question
         self._readers = readers
         self._base = base
-        said = readers.recalled.get(adapter)
         self._work: PartRecital | PartChoice
-        self._work = PartRecital(adapter, readers.segments, base) if said is None else self._choice(said)
+        self._work = readers.recalled.recital(adapter, lambda: PartRecital(adapter, readers.segments, base))
+        self.catch_up()
 
     @property
     def done(self) -> bool:
@@ -45,6 +45,12 @@ class PartRecall:
         """What is being recalled or read."""
         return self._work.tracks
 
+    def catch_up(self) -> None:
+        """Go on to the choice, if all parts have been recalled for this question or for another."""
+        said = self._readers.recalled.get(self._adapter)
+        if said is not None and isinstance(self._work, PartRecital):
+            self._work = PartChoice(said, self._question, self._adapter, self._readers, self._base)
+
     def take(self, track: TokenTrack, logits: Tensor) -> None:
         """Go on with a track, given logits ``[1 + draft, V]`` of what follows the tokens of its draft and one more."""
         if isinstance(self._work, PartChoice):
@@ -53,7 +59,4 @@ class PartRecall:
         self._work.take(track, logits[-1])
         if self._work.done:
             self._readers.recalled.put(self._adapter, self._work.said)
-            self._work = self._choice(self._work.said)
-
-    def _choice(self, said: tuple[str, ...]) -> PartChoice:
-        return PartChoice(said, self._question, self._adapter, self._readers, self._base)
+            self.catch_up()

@@ -80,7 +80,9 @@ class PartRecital:
         self._segments = segments
         self._base = base
         self._running = [TokenTrack(adapter, self._prompt(part_start(1), 1), room=_COUNT_TOKENS)]
-        self._parts: list[_Part] = []
+        # By their places; of those that have ended only what they said is kept, and no keys and values.
+        self._parts: dict[int, _Part] = {}
+        self._texts: list[str] = []
 
     @property
     def done(self) -> bool:
@@ -112,16 +114,21 @@ class PartRecital:
         prompts = [self._prompt(part_name(number, count), number) for number in range(1, count + 1)]
         room = min(self._segments.max_tokens, self._base.max_positions - max(map(len, prompts)))
         if room > 0:
-            self._parts = [_Part(TokenTrack(self._adapter, ids, room=room), self._base) for ids in prompts]
-        self._running = [part.track for part in self._parts]
+            tracks = (TokenTrack(self._adapter, ids, room=room) for ids in prompts)
+            self._parts = {place: _Part(track, self._base) for place, track in enumerate(tracks)}
+        self._texts = [""] * len(self._parts)
+        self._running = [part.track for part in self._parts.values()]
 
     def _take_text(self, track: TokenTrack, logits: Tensor) -> None:
-        part = next(part for part in self._parts if part.track is track)
+        place = next(place for place, part in self._parts.items() if part.track is track)
+        part = self._parts[place]
         part.take(logits)
         if part.ended:
+            self._texts[place] = self._text(track).strip()
             self._running.remove(track)
+            del self._parts[place]
         if self.done:
-            self.said = tuple(self._text(part.track).strip() for part in self._parts)
+            self.said = tuple(self._texts)
 
     def _prompt(self, start: str, number: int) -> list[int]:
         # It begins as the segment that it was read as.

@@ -193,6 +193,54 @@ def test_lines_that_come_next_take_no_more_room_than_rows_leave(
     assert 4 in widths, "lines of a row are read together"
 
 
+def _told(model: PerkModel, texts: list[str], read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model go on as the first of the texts that begins as a row does, or end; `read` is what it was given."""
+    tokenizer = model.base.tokenizer
+    so_far: dict[int, str] = {}
+
+    def next_token(text: str) -> int:
+        rest = next((whole.removeprefix(text) for whole in texts if whole.startswith(text)), "")
+        return tokenizer.encode(rest)[0] if rest else model.base.eos_id
+
+    def decode(ids: Tensor, caches: RowCaches, _adapters: Any, _places: Any, *, last: int) -> Tensor:
+        tokens = []
+        for row, cache in zip(ids, caches._rows, strict=True):
+            read.append(str(tokenizer.decode(row)))
+            so_far[id(cache)] = so_far.get(id(cache), "") * (cache.length > 0) + read[-1]
+            tokens.append(next_token(so_far[id(cache)]))
+        caches.grow(ids.shape[1])
+        logits = torch.nn.functional.one_hot(torch.tensor(tokens), len(tokenizer)) * 100.0
+        return logits[:, None].expand(-1, last, -1)
+
+    monkeypatch.setattr(model.adapted, "decode", decode)
+
+
+@pytest.mark.parametrize("cancelled", [None, 0, 1])
+def test_questions_about_one_document_have_its_parts_recalled_once(
+    cancelled: int | None, make_model: Callable[..., PerkModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SegmentSettings(max_tokens=40, prefix="doc_{index}?\nSupport:", end="\n", parts=True)
+    templates = TemplateSettings(prompt="{question}\nSupport:", support=" {support}\nAnswer:", answer=" {answer}")
+    model = make_model(templates=templates)
+    said = ["doc_1?\nSupport: Part 1 of 2: Ann built it.\n", "doc_2?\nSupport: Part 2 of 2: Bob slept.\n"]
+    answers = [f"{question}\nSupport: Ann built it.\nAnswer: Ann" for question in QUESTIONS[:3]]
+    read: list[str] = []
+    _told(model, [*said, *answers], read, monkeypatch)
+    batch = AnswerBatch(model.adapted, templates, Readers(settings))
+    adapter = torch.ones(model.adapter_size)
+    rows = [batch.add(AnswerRequest(question, adapter)) for question in QUESTIONS[:3]]
+    for _ in range(9):
+        batch.advance()
+    if cancelled is not None:
+        batch.cancel(rows.pop(cancelled))
+    while batch.rows:
+        batch.advance()
+
+    assert [row.sent for row in rows] == ["Ann"] * len(rows)
+    begun = [text for text in read if text.startswith("doc_") and "Question:" not in text]
+    assert begun == ["doc_1?\nSupport: Part 1 of", *(text[: text.index(":", 20) + 1] for text in said)]
+
+
 @pytest.mark.parametrize(("outputs", "inputs"), [(49, 33), (576, 576), (960, 576), (3072, 576), (192, 1536)])
 def test_a_packed_product_of_a_row_is_the_same_in_any_batch(outputs: int, inputs: int) -> None:
     generator = torch.Generator().manual_seed(0)

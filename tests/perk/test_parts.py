@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -263,6 +264,16 @@ def test_what_was_recalled_goes_with_its_adapter() -> None:
     assert recalled.count == 0
 
 
+def test_a_recital_goes_with_the_last_question_that_waits_for_it(make_model: Callable[..., PerkModel]) -> None:
+    recalled, adapter = RecalledParts(), torch.ones(3)
+    recital = PartRecital(adapter, _SEGMENTS, make_model().base)
+    assert recalled.recital(adapter, [recital].pop) is recital
+    assert recalled.recital(adapter, pytest.fail) is recital
+    kept = weakref.ref(adapter)
+    del adapter, recital
+    assert kept() is None
+
+
 def test_a_single_part_is_read_at_once(script: _Script) -> None:
     script.say(" 2:")
     script.say(None)
@@ -301,6 +312,18 @@ def test_parts_are_no_longer_than_the_model(make_model: Callable[..., PerkModel]
     while not recital.done:
         _recite(recital, tokenizer, "x" * (room + 1))
     assert recital.said == ("x" * room,) * 2 * (room > 0)
+
+
+def test_of_many_parts_those_are_read_that_share_words_with_the_question(
+    make_model: Callable[..., PerkModel],
+) -> None:
+    model = make_model()
+    reader = torch.ones(model.adapter_size)
+    said = ["The mill is old. It stands.", *(f"Room {number} is empty." for number in range(2, 12)), "Ann built it."]
+    choice = PartChoice(said, _QUESTION, reader, Readers(_SEGMENTS, of_parts=reader), model.base)
+    read = [str(model.base.tokenizer.decode(track.prompt)) for track in choice.tracks]
+    assert len(read) == 8
+    assert read[-1] == "The mill is old. Ann built it.\nQuestion:"
 
 
 @pytest.mark.parametrize("of_parts", [True, False])
