@@ -112,6 +112,7 @@ class Encoding:
         }
         self._slices = len(batches) * (1 + settings.steps + len(self._rivals))
         self._repeats = 0
+        self._has_entries = [any(segment.weights for segment in segments) for segments in documents]
         # Steps that each document has taken.
         self._taken = [0] * len(documents)
         self._progress = 0.0
@@ -235,7 +236,7 @@ class Encoding:
         if repeat is None or index + 1 != repeat.step or self._repeats == repeat.most:
             return []
         losses = self._losses[-1].tolist()
-        return [document for document in moving if losses[document] >= repeat.loss]
+        return [one for one in moving if losses[one] >= repeat.loss and not self._has_entries[one]]
 
     def _take_step(self, index: int, gradient: Tensor, moving: list[int]) -> None:
         """Change the adapters of those documents, by the step sizes of that step; the others wait for them."""

@@ -59,7 +59,8 @@ class LoraSettings(_Settings):
 class RepeatSettings(_Settings):
     """A step of the inner loop that is taken again while a document is not learned: a longer one takes more steps.
 
-    Meta-training takes it once: what it learns from is not that long.
+    Meta-training takes it once: what it learns from is not that long. So does a document of numbered entries (`series`
+    of its segments): they weigh most and are recalled without it, and the text around them is not recalled.
     """
 
     step: int = Field(ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -44,6 +45,13 @@ def test_it_is_taken_until_the_document_is_learned(setup: Setup, documents: list
     assert len(second) > 2
     assert min(second[:-1]) >= UNTIL_LEARNED.loss > second[-1]
     assert [encoded.steps for encoded in encoding.results()] == [len(losses)]
+
+
+def test_a_document_of_numbered_entries_takes_every_step_once(setup: Setup, documents: list[list[Segment]]) -> None:
+    first, other = documents[:2]
+    weighed = [replace(segment, weights=(5.0,) * segment.loss_tokens) for segment in first[:1]]
+    encoded = setup.encode([[*weighed, *first[1:]], other], repeat=RepeatSettings(step=2, most=4, loss=1e-9))
+    assert [document.steps for document in encoded] == [STEPS, STEPS + 4]
 
 
 @pytest.mark.parametrize("rule", ["rms", "adamw"])
