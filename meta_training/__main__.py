@@ -22,6 +22,7 @@ from meta_training.experiment import read_experiment, run_experiment
 from meta_training.make_data import MAKEABLE_TASKS, make_data
 from meta_training.practice import PracticeStep, Reads, practise
 from meta_training.processes import join_processes
+from meta_training.recall import recall
 from meta_training.report import report
 from meta_training.settings import read_settings
 from meta_training.trainer import run_training
@@ -145,6 +146,22 @@ def evaluate_command(
         table.add_row(task or "-", str(row["questions"]), f"{row['exact_match']:.3f}", f"{row['f1']:.3f}")
     table.add_row("all", str(scores["questions"]), f"{scores['exact_match']:.3f}", f"{scores['f1']:.3f}")
     Console().print(table)
+
+
+@application.command("recall")
+def recall_command(
+    checkpoint: Annotated[str, typer.Option(help="Folder, or the name of a shipped checkpoint.")],
+    data: Annotated[Path, typer.Option(help="JSON Lines in the exchange format.")],
+    documents: Annotated[int, typer.Option(min=1, help="Of the file, read as one text.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read documents as one long text, and see how much of it is recalled and how it answers."""
+    result = recall(checkpoint, data, documents=documents)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
 
 
 @application.command("make-data")
