@@ -25,7 +25,7 @@ __all__ = ["enlarge"]
 
 # Step sizes of A and B are multiplied by this for each doubling of the rank: under a rule that fixes the size of each
 # element's change, twice the rank changes the product of B and A by more. Of {0.6, 0.8, 1} for B and {0.8, 0.9, 1} for
-# A, it was the best on a register of 26 records and the shipped checkpoint's rank of 32 (docs/results.md).
+# A, it was the best on a register of 26 records and the shipped checkpoint's rank of 32 (docs/notebook.md).
 _SHARE_PER_DOUBLING = 0.8
 # Size of a further inner step to that of the one before.
 _SHARE_PER_STEP = 0.7

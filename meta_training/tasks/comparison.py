@@ -1,6 +1,6 @@
 """What relation questions rest on: two values, how they compare, and whether a relation holds.
 
-A small model asked for Yes or No alone did not learn to compare in 2,000 examples (docs/results.md). A word that says
+A small model asked for Yes or No alone did not learn to compare in 2,000 examples (docs/notebook.md). A word that says
 how the values compare, told before the answer, it learns in a few thousand.
 """
 
