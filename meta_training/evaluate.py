@@ -14,7 +14,7 @@ from torch import Tensor
 from meta_training.document import Document
 from meta_training.exchange import read_documents
 from meta_training.in_context import MAX_ANSWER_TOKENS, in_context_question
-from meta_training.scoring import OUTPUT_END, Scores
+from meta_training.scoring import Scores, answer_stop
 from perk import AnswerRequest, PerkModel
 from perk.passage_index import PassageIndex
 
@@ -67,7 +67,7 @@ def score_documents(
             started = time.perf_counter()
             adapter = model.encode(context).adapter
             scores.encode_seconds.append(time.perf_counter() - started)
-        passages = _passages(model, context) if method == "retrieval" else []
+        passages = model.segment_texts(context) if method == "retrieval" else []
         index = PassageIndex(passages) if passages else None
         for start in range(0, len(document.questions), rows_at_once):
             rows = document.questions[start : start + rows_at_once]
@@ -88,9 +88,7 @@ def score_documents(
 
 def _answer(model: PerkModel, adapter: Tensor | None, questions: Sequence[str]) -> list[str]:
     """The first line of each answer, as a base without an adapter does not know when it is done."""
-    # Unless answers are trained to mark their output.
-    marked = OUTPUT_END in model.settings.templates.answer
-    stop = (OUTPUT_END,) if marked and adapter is not None else ("\n",)
+    stop = answer_stop(model.settings.templates) if adapter is not None else ("\n",)
     answering = model.start_answer(
         [AnswerRequest(question, adapter=adapter, max_tokens=MAX_ANSWER_TOKENS, stop=stop) for question in questions]
     )
@@ -99,9 +97,3 @@ def _answer(model: PerkModel, adapter: Tensor | None, questions: Sequence[str]) 
         for delta in answering.advance():
             texts[delta.row] += delta.text
     return texts
-
-
-def _passages(model: PerkModel, context: str) -> list[str]:
-    """The document's segments, as an adapter would be trained on, without their prefixes."""
-    tokenizer = model.base.tokenizer
-    return [str(tokenizer.decode(list(s.ids[s.prefix_tokens :]))) for s in model.split(context)]

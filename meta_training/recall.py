@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from rich.progress import track
 from meta_training.document import Document
 from meta_training.exchange import read_documents
 from meta_training.in_context import MAX_ANSWER_TOKENS
+from meta_training.scoring import Scores, answer_stop
 from perk import PerkModel
 from perk.errors import InvalidInput
 from perk.parts import part_name, to_one_line
-from perk.scoring import exact_match, f1
 from perk.segments import join_passages
 
 __all__ = ["recall", "recall_documents"]
@@ -62,41 +63,44 @@ def recall_documents(
     text = join_passages([document.text for document in documents])
     parts = _parts(model, text)
     encoded = model.encode(text)
-    said: tuple[str, ...] = ()
-    chosen, exact, overlap, seconds = [], [], [], []
+    scores, supports = Scores(), []
+    stop = answer_stop(model.settings.templates)
     asked = [(document, question) for document in documents for question in document.questions]
-    for document, question in track(asked, description="recall", console=console, disable=console is None):
+    for _, question in track(asked, description="recall", console=console, disable=console is None):
         started = time.perf_counter()
-        answer = model.answer(encoded.adapter, question.question, max_tokens=MAX_ANSWER_TOKENS, stop=("\n",))
-        seconds.append(time.perf_counter() - started)
-        said = model.readers.recalled.get(encoded.adapter) or ("",) * len(parts)
-        own = [told for part, told in zip(parts, said, strict=False) if part in _plain(document.text)]
-        accepted = (question.answer, *question.answers)
-        chosen.append(bool(answer.support) and answer.support in own)
-        exact.append(exact_match(answer.text, accepted))
-        overlap.append(f1(answer.text, accepted))
-    shares = [_share(part, told) for part, told in zip(parts, said, strict=False)]
+        answer = model.answer(encoded.adapter, question.question, max_tokens=MAX_ANSWER_TOKENS, stop=stop)
+        scores.ask_seconds.append(time.perf_counter() - started)
+        scores.add(question, answer.text)
+        supports.append(answer.support)
+    # Nothing is kept where the adapter knows of no parts; where it is wrong about their number, some are missing.
+    said = model.readers.recalled.get(encoded.adapter) or ()
+    pairs = list(zip_longest(parts, said[: len(parts)], fillvalue=""))
+    chosen = 0
+    for (document, _), support in zip(asked, supports, strict=True):
+        own = _plain(document.text)
+        chosen += bool(support) and any(told == support and part in own for part, told in pairs)
+    summary = scores.summary("", "perk")
+    first, *others = scores.ask_seconds
     return {
         "documents": len(documents),
         "parts": len(parts),
         "tokens": model.count_tokens(text),
         "steps": encoded.steps,
         "encode_seconds": encoded.seconds,
-        "recalled": sum(part == _plain(told) for part, told in zip(parts, said, strict=False)),
-        "words": sum(shares) / len(parts),
+        "recalled": sum(part == _plain(told) for part, told in pairs),
+        "words": sum(_share(part, told) for part, told in pairs) / len(parts),
         "questions": len(asked),
-        "chosen": sum(chosen) / len(asked),
-        "exact_match": sum(exact) / len(asked),
-        "f1": sum(overlap) / len(asked),
-        "first_ask_seconds": seconds[0],
-        "ask_seconds": sum(seconds[1:]) / max(1, len(seconds) - 1),
+        "chosen": chosen / len(asked),
+        "exact_match": summary["exact_match"],
+        "f1": summary["f1"],
+        "first_ask_seconds": first,
+        "ask_seconds": sum(others) / max(1, len(others)),
     }
 
 
 def _parts(model: PerkModel, text: str) -> list[str]:
     """What each part says, as it is read."""
-    segments = model.split(text)
-    read = [_plain(str(model.base.tokenizer.decode(list(s.ids[s.prefix_tokens :])))) for s in segments]
+    read = [_plain(told) for told in model.segment_texts(text)]
     names = [part_name(number, len(read)) for number in range(1, len(read) + 1)]
     if not all(part.startswith(name) for part, name in zip(read, names, strict=True)):
         limit = "paragraphs that the checkpoint reads as parts, not too many of them (see docs/guide.md)"

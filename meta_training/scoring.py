@@ -9,8 +9,9 @@ from typing import Any
 
 from meta_training.document import Question
 from perk.scoring import exact_match, f1
+from perk.settings import TemplateSettings
 
-__all__ = ["OUTPUT_END", "OUTPUT_START", "Scores", "extract_output"]
+__all__ = ["OUTPUT_END", "OUTPUT_START", "Scores", "answer_stop", "extract_output"]
 
 # The reference code's target: `<support>…</support>\n<output>answer</output>`.
 OUTPUT_START, OUTPUT_END = "<output>", "</output>"
@@ -20,6 +21,11 @@ def extract_output(text: str) -> str:
     """The answer of a text that marks it as the paper's targets do; any other text as it is."""
     _, started, after = text.rpartition(OUTPUT_START)
     return after.partition(OUTPUT_END)[0].strip() if started else text
+
+
+def answer_stop(templates: TemplateSettings) -> tuple[str, ...]:
+    """What ends an adapter's answer: its line does, unless answers are trained to mark their output."""
+    return (OUTPUT_END,) if OUTPUT_END in templates.answer else ("\n",)
 
 
 @dataclass

@@ -54,19 +54,20 @@ class PartChoice:
         self.found = parts[0] if len(parts) == 1 else None
         if len(parts) < 2:
             return
-        if readers.of_parts is None:
-            named = [(number, f"{part_name(number, len(said))} {text}") for number, text in numbered]
-            prompts = [segment_start(text, base.tokenizer, readers.segments, number) for number, text in named]
-        else:
-            prompts = [base.encode(text) for text in told_apart(parts)]
-        read = PassageIndex(parts).best(question, _MOST_READ)
         before, asked = question_behind(question, base)
         room = base.max_positions - len(before) - len(asked)
-        for place in read:
-            chooser = adapter if readers.of_parts is None else readers.of_parts
-            track = TokenTrack(chooser, [*prompts[place][:room], *before], room=len(asked))
+        apart = told_apart(parts)
+        many = len(parts) > _MOST_READ
+        for place in PassageIndex(parts).best(question, _MOST_READ) if many else range(len(parts)):
+            number, text = numbered[place]
+            if readers.of_parts is None:
+                named = f"{part_name(number, len(said))} {text}"
+                chooser, prompt = adapter, segment_start(named, base.tokenizer, readers.segments, number)
+            else:
+                chooser, prompt = readers.of_parts, base.encode(apart[place])
+            track = TokenTrack(chooser, [*prompt[:room], *before], room=len(asked))
             track.draft = list(asked)
-            self._reading.append((track, parts[place]))
+            self._reading.append((track, text))
 
     @property
     def done(self) -> bool:

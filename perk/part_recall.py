@@ -26,9 +26,12 @@ class PartRecall:
         self._question = question
         self._readers = readers
         self._base = base
+        said = readers.recalled.get(adapter)
         self._work: PartRecital | PartChoice
-        self._work = readers.recalled.recital(adapter, lambda: PartRecital(adapter, readers.segments, base))
-        self.catch_up()
+        if said is None:
+            self._work = readers.recalled.recital(adapter, lambda: PartRecital(adapter, readers.segments, base))
+        else:
+            self._work = self._choice(said)
 
     @property
     def done(self) -> bool:
@@ -49,7 +52,7 @@ class PartRecall:
         """Go on to the choice, if all parts have been recalled for this question or for another."""
         said = self._readers.recalled.get(self._adapter)
         if said is not None and isinstance(self._work, PartRecital):
-            self._work = PartChoice(said, self._question, self._adapter, self._readers, self._base)
+            self._work = self._choice(said)
 
     def take(self, track: TokenTrack, logits: Tensor) -> None:
         """Go on with a track, given logits ``[1 + draft, V]`` of what follows the tokens of its draft and one more."""
@@ -60,3 +63,6 @@ class PartRecall:
         if self._work.done:
             self._readers.recalled.put(self._adapter, self._work.said)
             self.catch_up()
+
+    def _choice(self, said: tuple[str, ...]) -> PartChoice:
+        return PartChoice(said, self._question, self._adapter, self._readers, self._base)

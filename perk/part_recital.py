@@ -79,7 +79,8 @@ class PartRecital:
         self._adapter = adapter
         self._segments = segments
         self._base = base
-        self._running = [TokenTrack(adapter, self._prompt(part_start(1), 1), room=_COUNT_TOKENS)]
+        # The first name, until it has told how many parts there are.
+        self._name: TokenTrack | None = TokenTrack(adapter, self._prompt(part_start(1), 1), room=_COUNT_TOKENS)
         # By their places; of those that have ended only what they said is kept, and no keys and values.
         self._parts: dict[int, _Part] = {}
         self._texts: list[str] = []
@@ -87,27 +88,28 @@ class PartRecital:
     @property
     def done(self) -> bool:
         """Whether nothing more is to be recalled."""
-        return not self._running
+        return self._name is None and not self._parts
 
     @property
     def tracks(self) -> list[TokenTrack]:
         """What is being recalled."""
-        return list(self._running)
+        return [part.track for part in self._parts.values()] if self._name is None else [self._name]
 
     def take(self, track: TokenTrack, logits: Tensor) -> None:
         """Go on with a track, given logits ``[V]`` of what follows."""
-        if self._parts:
+        if self._name is None:
             self._take_text(track, logits)
         else:
-            self._take_count(track, logits)
+            self._take_count(self._name, logits)
 
     def _take_count(self, track: TokenTrack, logits: Tensor) -> None:
         probability, token = logits.float().softmax(-1).max(-1)
         track.ids.append(int(token))
         count = part_count(part_start(1) + self._text(track))
         if float(probability) < _SURE or (track.full and count is None):
-            self._running = []
+            self._name = None
         elif count is not None:
+            self._name = None
             self._begin_parts(count)
 
     def _begin_parts(self, count: int) -> None:
@@ -117,7 +119,6 @@ class PartRecital:
             tracks = (TokenTrack(self._adapter, ids, room=room) for ids in prompts)
             self._parts = {place: _Part(track, self._base) for place, track in enumerate(tracks)}
         self._texts = [""] * len(self._parts)
-        self._running = [part.track for part in self._parts.values()]
 
     def _take_text(self, track: TokenTrack, logits: Tensor) -> None:
         place = next(place for place, part in self._parts.items() if part.track is track)
@@ -125,7 +126,6 @@ class PartRecital:
         part.take(logits)
         if part.ended:
             self._texts[place] = self._text(track).strip()
-            self._running.remove(track)
             del self._parts[place]
         if self.done:
             self.said = tuple(self._texts)

@@ -180,6 +180,11 @@ class PerkModel:
         """
         return split_segments(normalise(text), self.base.tokenizer, self.settings.segments)
 
+    def segment_texts(self, text: str) -> list[str]:
+        """What each segment of a document says, as an adapter is trained on, without its prefix."""
+        decode = self.base.tokenizer.decode
+        return [str(decode(list(segment.ids[segment.prefix_tokens :]))) for segment in self.split(text)]
+
     def encoding_limits(self, documents: int, memory_budget: int | None = None) -> tuple[int, int]:
         """Most tokens of a micro-batch, and most bytes kept over the steps, for encoding so many documents together.
 
