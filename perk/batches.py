@@ -77,6 +77,7 @@ def make_micro_batches(
     token_limit: int,
     pad_id: int,
     padding_limit: float = PADDING_LIMIT,
+    loss_weights: Sequence[float] | None = None,
 ) -> list[MicroBatch]:
     """Group the segments of D documents by length.
 
@@ -86,12 +87,13 @@ def make_micro_batches(
         pad_id: id for the padding.
         padding_limit: the segments of a micro-batch are filled up to the longest, and its documents to the most
             segments; more padding than this share of all is worth other micro-batches.
+        loss_weights: of each document, where these are some of its segments.
 
     Returns:
         Micro-batches that hold every segment once. The sum of their losses is the mean over all loss tokens of each
         document, each counted as often as it weighs, however they are cut.
     """
-    loss_weights = [sum(s.loss_weight for s in segments) for segments in documents]
+    loss_weights = loss_weights or [_loss_weight(segments) for segments in documents]
     return [
         _micro_batch(rows, loss_weights, pad_id)
         for cell in _cells(documents, padding_limit)
@@ -99,17 +101,20 @@ def make_micro_batches(
     ]
 
 
-def pack_micro_batches(segments: Sequence[Segment], *, token_limit: int) -> list[MicroBatch]:
+def pack_micro_batches(
+    segments: Sequence[Segment], *, token_limit: int, loss_weight: float | None = None
+) -> list[MicroBatch]:
     """Lay the segments of one document one behind another, for layers that keep them apart by their lengths.
 
     Args:
         segments: of the document.
         token_limit: most tokens of a micro-batch, unless one segment has more.
+        loss_weight: of the document, where these are some of its segments.
 
     Returns:
         Micro-batches of about as many tokens, as for `make_micro_batches`. Those of a length lie side by side.
     """
-    loss_weight = sum(segment.loss_weight for segment in segments)
+    loss_weight = _loss_weight(segments) if loss_weight is None else loss_weight
     ordered = sorted(segments, key=lambda s: -len(s.ids))
     fewest = len(_filled(ordered, token_limit))
     # As many, but none larger than need be: the last would be what is left over.
@@ -128,6 +133,10 @@ def _filled(segments: Sequence[Segment], token_limit: int) -> list[list[Segment]
             tokens = len(segment.ids)
         groups[-1].append(segment)
     return groups
+
+
+def _loss_weight(segments: Sequence[Segment]) -> float:
+    return sum(segment.loss_weight for segment in segments)
 
 
 # Segments of some documents, by their numbers, each document's longest first.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from perk.batches import MicroBatch
 from perk.gradient_graphs import GradientGraphs
 from perk.inner_loss import InnerLoss, PreparedBatch
 from perk.lora import AdaptedModel
@@ -34,9 +35,10 @@ class EncodedDocument:
         adapter: flat float32 buffer ``[P]`` on the CPU.
         tokens: tokens that carried loss.
         segments: segments they came in.
-        steps: inner steps taken.
+        steps: inner steps taken, each of which reads the document once.
         loss_before: weighted mean NLL per token entering the first step, in nats.
-        loss_after: the same entering the last step (no further pass is spent to measure the loss after it).
+        loss_after: the same entering the last step (no further pass is spent to measure the loss after it); where
+            groups of segments take turns in it, of each entering its turn.
         seconds: time spent, summed over slices; for D documents together, of all of them.
     """
 
@@ -47,6 +49,18 @@ class EncodedDocument:
     loss_before: float
     loss_after: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Micro-batches, by their places, behind which the adapters of those documents move."""
+
+    batches: range
+    documents: frozenset[int]
+
+    @classmethod
+    def of(cls, places: range, batches: Sequence[MicroBatch]) -> _Turn:
+        return cls(places, frozenset(d for place in places for d in batches[place].members.tolist()))
 
 
 class Encoding:
@@ -94,6 +108,7 @@ class Encoding:
             candidates=settings.candidates,
             token_limit=token_limit,
             packed=self.merges,
+            group_tokens=None if settings.groups is None else settings.groups.tokens,
         )
         self._rule = UpdateRule(settings, adapted.layout.sizes)
         self._graphs = graphs
@@ -110,11 +125,16 @@ class Encoding:
         self._rivals = {
             step - 1 for step in settings.rivals if self._inner_loss.has_candidates and step <= settings.steps
         }
-        self._slices = len(batches) * (1 + settings.steps + len(self._rivals))
         self._repeats = 0
         self._has_entries = [any(segment.weights for segment in segments) for segments in documents]
-        # Steps that each document has taken.
+        # Steps that each document has taken, and times that its adapter has moved in them.
         self._taken = [0] * len(documents)
+        self._moves = [0] * len(documents)
+        self._whole = [_Turn(range(len(batches)), frozenset(range(len(documents))))]
+        self._parted = [_Turn.of(group, batches) for group in self._inner_loss.groups]
+        self._groups = [max(1, sum(d in turn.documents for turn in self._parted)) for d in range(len(documents))]
+        self._planned = sum(bool(self._taking(index)) for index in range(settings.steps))
+        self._slices = len(batches) * (1 + self._planned + len(self._rivals))
         self._progress = 0.0
         # Micro-batches that the running pass over the documents has read.
         self._read = 0
@@ -122,8 +142,8 @@ class Encoding:
 
     @property
     def steps(self) -> int:
-        """Steps in all, as far as it is known: the settings' number, and the repeated ones so far."""
-        return self._settings.steps + self._repeats
+        """Steps in all, as far as it is known: those of the schedule that are taken, and the repeated ones so far."""
+        return self._planned + self._repeats
 
     @property
     def progress(self) -> float:
@@ -193,37 +213,54 @@ class Encoding:
             yield
         merged: MergedLayers | None = None
         gradient = torch.zeros_like(self._theta)
-        everyone = list(range(len(self.tokens)))
         for index in range(self._settings.steps):
-            moving = everyone
+            if self.merges and (merged is None or merged.dtype != self._products(index)):
+                merged = None  # One copy of the weights at a time.
+                merged = self._inner_loss.adapted.start_merging(self._products(index))
+            if index in self._rivals:
+                prepared = yield from self._admit_rivals(prepared, merged)
+            moving = self._taking(index)
             while moving:
-                if self.merges:
-                    products = self._products(index)
-                    if merged is None or merged.dtype != products:
-                        merged = None  # One copy of the weights at a time.
-                        merged = self._inner_loss.adapted.start_merging(products)
-                    merged.merge(self._theta)
-                if index in self._rivals and moving is everyone:
-                    prepared = yield from self._admit_rivals(prepared, merged)
-                gradient.zero_()
                 total = torch.zeros(len(self.tokens), device=gradient.device)
-                for read, (ready, weight) in enumerate(zip(prepared, weights, strict=True), start=1):
-                    total += self._add_gradient(ready, weight, gradient, merged)
-                    if read == len(prepared):
-                        self._take_step(index, gradient, moving)
-                        self._losses.append(total)
-                        self.step += 1
-                        moving = self._unlearned(index, moving)
-                        if moving:
-                            self._repeats += 1
-                            self._slices += len(prepared)
-                    self._read = read
-                    yield
+                for turn in self._turns(index):
+                    if merged is not None:
+                        merged.merge(self._theta)
+                    gradient.zero_()
+                    for place in turn.batches:
+                        total += self._add_gradient(prepared[place], weights[place], gradient, merged)
+                        if place == turn.batches[-1]:
+                            self._move(index, gradient, [one for one in moving if one in turn.documents])
+                        if place == len(prepared) - 1:
+                            self._losses.append(total)
+                            self.step += 1
+                            for one in moving:
+                                self._taken[one] += 1
+                            moving = self._unlearned(index, moving)
+                            if moving:
+                                self._repeats += 1
+                                self._slices += len(prepared)
+                        self._read = place + 1
+                        yield
+
+    def _taking(self, index: int) -> list[int]:
+        """Documents that take that step of the schedule."""
+        everyone, groups, repeat = range(len(self.tokens)), self._settings.groups, self._settings.repeat
+        if groups is None or repeat is None or index < repeat.step:
+            return list(everyone)
+        left = self._settings.steps - 1 - index
+        return [one for one in everyone if left % min(groups.stride, self._groups[one]) == 0]
+
+    def _turns(self, index: int) -> list[_Turn]:
+        """A step: what is read of the documents until they move."""
+        groups = self._settings.groups
+        return self._whole if groups is None or index + 1 < groups.step else self._parted
 
     def _admit_rivals(
         self, prepared: list[PreparedBatch], merged: MergedLayers | None
     ) -> Generator[None, None, list[PreparedBatch]]:
         """The micro-batches with each document's rivals among its candidates; yields at the end of each slice."""
+        if merged is not None:
+            merged.merge(self._theta)
         rivals = []
         for ready in prepared:
             rivals.append(self._inner_loss.rivals(self._theta, ready, merged=merged))
@@ -238,19 +275,19 @@ class Encoding:
         losses = self._losses[-1].tolist()
         return [one for one in moving if losses[one] >= repeat.loss and not self._has_entries[one]]
 
-    def _take_step(self, index: int, gradient: Tensor, moving: list[int]) -> None:
+    def _move(self, index: int, gradient: Tensor, moving: list[int]) -> None:
         """Change the adapters of those documents, by the step sizes of that step; the others wait for them."""
         sizes = self._log_step_sizes[index]
-        counts = {self._taken[document] for document in moving}
+        counts = {self._moves[document] for document in moving}
         for document in moving:
-            self._taken[document] += 1
-        if len(moving) == len(self._taken) and len(counts) == 1:
+            self._moves[document] += 1
+        if len(moving) == len(self._moves) and len(counts) == 1:
             self._theta, self._moments = self._rule.step(self._theta, gradient, self._moments, sizes, counts.pop())
             return
         for document in moving:
             own = slice(document, document + 1)
             moments = None if self._moments is None else (self._moments[0][own], self._moments[1][own])
-            theta, moments = self._rule.step(self._theta[own], gradient[own], moments, sizes, self._taken[document] - 1)
+            theta, moments = self._rule.step(self._theta[own], gradient[own], moments, sizes, self._moves[document] - 1)
             self._theta[own] = theta
             if self._moments is not None and moments is not None:
                 for every, one in zip(self._moments, moments, strict=True):

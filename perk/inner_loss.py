@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from perk.batches import PADDING_LIMIT, MicroBatch, make_micro_batches, pack_mic
 from perk.lora import AdaptedModel
 from perk.merged_layers import MergedLayers
 from perk.segment import Segment
+from perk.segment_groups import group_segments
 from perk.token_weights import TokenWeighting
 
 __all__ = ["InnerLoss", "PreparedBatch", "double_backward"]
@@ -53,6 +55,7 @@ class InnerLoss:
 
     Attributes:
         batches: all micro-batches.
+        groups: places of those of each group of segments, in order.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class InnerLoss:
         candidates: int | None = None,
         token_limit: int,
         packed: bool = False,
+        group_tokens: int | None = None,
     ) -> None:
         """Plan micro-batches; no model work is done yet.
 
@@ -74,22 +78,24 @@ class InnerLoss:
             candidates: see `InnerSettings.candidates`.
             token_limit: most tokens of a micro-batch.
             packed: without padding, for `prepare`, and for `add_gradient` with merged layers; modules refuse them.
+            group_tokens: of each of a document's groups, about (`perk.segment_groups`); None: it is one group. The
+                first micro-batches hold the first group of each document, and so on.
 
         Raises:
             ValueError: several documents are to be packed.
         """
         self.adapted = adapted
         self.weighting = weighting
-        if packed:
-            (segments,) = documents
-            self.batches = pack_micro_batches(segments, token_limit=token_limit)
-        else:
-            self.batches = make_micro_batches(
-                documents,
-                token_limit=token_limit,
-                pad_id=adapted.base.eos_id,
-                padding_limit=_PADDING_LIMITS[adapted.base.device.type],
-            )
+        if packed and len(documents) != 1:
+            raise ValueError(f"documents: {len(documents)}; packed micro-batches are of one")
+        dealt = [[own] if group_tokens is None else group_segments(own, group_tokens) for own in documents]
+        loss_weights = [sum(segment.loss_weight for segment in segments) for segments in documents]
+        self.batches: list[MicroBatch] = []
+        self.groups: list[range] = []
+        for group in zip_longest(*dealt, fillvalue=[]):
+            first = len(self.batches)
+            self.batches += self._cut(group, loss_weights, token_limit, packed=packed)
+            self.groups.append(range(first, len(self.batches)))
         head = adapted.base.head
         self._vocabularies: list[Tensor] | None = None
         self._heads: tuple[Tensor, ...] = (head,) * len(documents)
@@ -229,6 +235,21 @@ class InnerLoss:
         if into is not gradient:
             batch.add_to(gradient, into)
         return batch.add_to(loss.new_zeros(len(theta)), loss.detach())
+
+    def _cut(
+        self, group: Sequence[Sequence[Segment]], loss_weights: Sequence[float], token_limit: int, *, packed: bool
+    ) -> list[MicroBatch]:
+        """Micro-batches of some segments of each document; the weights are of whole documents."""
+        if packed:
+            return pack_micro_batches(group[0], token_limit=token_limit, loss_weight=loss_weights[0])
+        base = self.adapted.base
+        return make_micro_batches(
+            group,
+            token_limit=token_limit,
+            pad_id=base.eos_id,
+            padding_limit=_PADDING_LIMITS[base.device.type],
+            loss_weights=loss_weights,
+        )
 
     def _heads_of(self, batch: MicroBatch) -> tuple[Tensor, ...]:
         return tuple(self._heads[document] for document in batch.members.tolist())

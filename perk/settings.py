@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "BaseSettings",
+    "GroupSettings",
     "InnerSettings",
     "LoraSettings",
     "PerkSettings",
@@ -71,6 +72,21 @@ class RepeatSettings(_Settings):
     """The document is learned where its loss, entering the step, is below this: nats per token, weighted."""
 
 
+class GroupSettings(_Settings):
+    """Groups of a document's segments that take turns in a step of the inner loop: the adapter moves behind each.
+
+    A long document is so learned in fewer passes over it. One of a single group is read as ever.
+    """
+
+    step: int = Field(ge=1)
+    """The first step in which they do, from 1."""
+    tokens: int = Field(ge=8)
+    """Of a group, about: it has as many, or fewer."""
+    stride: int = Field(default=1, ge=1)
+    """Behind the step to repeat, a document of n groups takes every n-th step, or every one of this many if n is more:
+    with each it moves n times."""
+
+
 class InnerSettings(_Settings):
     """The inner loop: N steps of gradient descent on the adapter alone."""
 
@@ -94,6 +110,8 @@ class InnerSettings(_Settings):
     meta-training."""
     repeat: RepeatSettings | None = Field(default=None, exclude_if=lambda value: value is None)
     """The step to repeat. None: every step is taken once, as in the paper."""
+    groups: GroupSettings | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Groups that take turns. None: each step is one of the whole document, as in the paper, and in meta-training."""
     token_weighting: bool = True
     weighting_hidden: int = Field(default=128, ge=1)
 
@@ -101,6 +119,7 @@ class InnerSettings(_Settings):
     def _named_steps_exist(self) -> InnerSettings:
         named = [("rivals", step) for step in self.rivals]
         named += [] if self.repeat is None else [("repeat.step", self.repeat.step)]
+        named += [] if self.groups is None else [("groups.step", self.groups.step)]
         for name, step in named:
             if step > self.steps:
                 raise ValueError(f"{name}: step {step} of {self.steps}")

@@ -1,0 +1,135 @@
+"""Groups of segments take turns: each moves the adapter by its own gradient, and the document is read once a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perk import PerkModel
+from perk.segment import Segment
+from perk.segment_groups import group_segments
+from perk.settings import GroupSettings, RepeatSettings
+from tests.perk.encoding_setup import (
+    EVERYTHING,
+    ONE_SEGMENT,
+    RECOMPUTED,
+    STEPS,
+    Setup,
+    assert_same,
+    defined_loss,
+)
+
+# Of the documents of 5, 1 and 3 segments, the first has several groups.
+TOKENS = 24
+GROUPS = GroupSettings(step=2, tokens=TOKENS)
+TWICE = RepeatSettings(step=2, most=1, loss=1e-9)
+LONGER: dict[str, Any] = {"candidates": 8, "rivals": (2, 3), "groups": GROUPS, "repeat": TWICE}
+
+
+@st.composite
+def _segments(draw: st.DrawFn) -> list[Segment]:
+    lengths = draw(st.lists(st.integers(1, 40), max_size=20))
+    # Some are alike.
+    return [Segment(ids=(draw(st.integers(1, 2)),) * length, prefix_tokens=0) for length in lengths]
+
+
+def _ids(groups: Sequence[Sequence[Segment]]) -> list[list[tuple[int, ...]]]:
+    return [sorted(segment.ids for segment in group) for group in groups]
+
+
+@given(segments=_segments(), tokens=st.integers(1, 100), seed=st.randoms(use_true_random=False))
+def test_each_segment_is_in_one_of_groups_of_a_size(segments: list[Segment], tokens: int, seed: Any) -> None:
+    groups = group_segments(segments, tokens)
+    assert sorted(ids for group in _ids(groups) for ids in group) == sorted(segment.ids for segment in segments)
+    sizes = [sum(len(segment.ids) for segment in group) for group in groups]
+    assert len(groups) == min(-(-sum(sizes) // tokens), len(segments))
+    assert max(sizes, default=0) - min(sizes, default=0) <= max((len(s.ids) for s in segments), default=0)
+    shuffled = seed.sample(segments, len(segments))
+    assert _ids(group_segments(shuffled, tokens)) == _ids(groups), "whatever their order"
+
+
+def test_the_adapter_is_what_one_group_after_another_makes_of_it(setup: Setup, documents: list[list[Segment]]) -> None:
+    (encoded,) = setup.encode(documents[:1], groups=GROUPS, epsilon=1e-12)
+    theta = setup.initial.clone()
+    dealt = group_segments(documents[0], TOKENS)
+    assert len(dealt) > 1
+    for step in range(STEPS):
+        for group in dealt if step + 1 >= GROUPS.step else [documents[0]]:
+            theta.requires_grad_()
+            loss = defined_loss(setup, theta, group, torch.arange(512), weighted=True)
+            (gradient,) = torch.autograd.grad(loss, theta)
+            sizes = setup.adapted.layout.sizes
+            moves = [part / part.square().mean().sqrt() for part in gradient.split(sizes)]
+            rates = setup.log_step_sizes[step].exp()
+            theta = theta.detach() - torch.cat([rate * move for rate, move in zip(rates, moves, strict=True)])
+    torch.testing.assert_close(encoded.adapter, theta.float(), rtol=0, atol=1e-6)
+    assert encoded.steps == STEPS
+
+
+def test_a_document_of_one_group_is_read_as_ever(setup: Setup, documents: list[list[Segment]]) -> None:
+    one_group = {"step": 1, "tokens": 1_000, "stride": 4}
+    assert_same(setup.encode(documents, repeat=TWICE, groups=one_group), setup.encode(documents, repeat=TWICE))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("rule", ["rms", "adamw"])
+def test_documents_together_have_the_adapters_they_have_one_by_one(
+    rule: Literal["rms", "adamw"], stride: int, setup: Setup, documents: list[list[Segment]]
+) -> None:
+    options = LONGER | {"rule": rule, "groups": GROUPS.model_copy(update={"stride": stride})}
+    more = Setup(setup.adapted, setup.weighting, setup.initial, setup.log_step_sizes[[0, 1, 1, 2]])
+    together = more.encode(documents, steps=4, **options)
+    alone = [more.encode([document], steps=4, **options)[0] for document in documents]
+    assert_same(together, alone)
+    assert [encoded.steps for encoded in together] == [encoded.steps for encoded in alone]
+
+
+@pytest.mark.parametrize("state_limit", [EVERYTHING, RECOMPUTED])
+def test_the_adapter_is_the_same_for_any_micro_batching(
+    state_limit: int, setup: Setup, documents: list[list[Segment]]
+) -> None:
+    cut = setup.encode(documents, token_limit=ONE_SEGMENT, state_limit=state_limit, **LONGER)
+    assert_same(cut, setup.encode(documents, token_limit=EVERYTHING, **LONGER))
+
+
+def test_the_adapter_does_not_depend_on_the_order_of_the_segments(setup: Setup, documents: list[list[Segment]]) -> None:
+    assert_same(setup.encode([documents[0][::-1]], **LONGER), setup.encode(documents[:1], **LONGER))
+
+
+@pytest.mark.parametrize(("stride", "behind"), [(1, 6), (2, 3), (3, 2), (100, None)])
+def test_of_the_steps_behind_the_repeated_one_a_document_of_groups_takes_as_many_fewer(
+    stride: int, behind: int | None, setup: Setup, documents: list[list[Segment]]
+) -> None:
+    groups = len(group_segments(documents[0], TOKENS))
+    behind = behind or -(-6 // groups)
+    more = Setup(setup.adapted, setup.weighting, setup.initial, setup.log_step_sizes[[0, 1, *[2] * 6]])
+    encoding = more.start(
+        documents[:2], steps=8, repeat=TWICE, groups={"step": 2, "tokens": TOKENS, "stride": stride}, token_limit=30
+    )
+    progress = [0.0]
+    while not encoding.done:
+        encoding.advance()
+        progress.append(encoding.progress)
+    assert progress == sorted(progress)
+    assert [encoded.steps for encoded in encoding.results()] == [3 + behind, 3 + 6]
+    assert encoding.step == encoding.steps == 9
+
+
+def test_packed_into_merged_layers_the_adapter_is_that_of_the_modules(
+    make_model: Callable[..., PerkModel], register: str
+) -> None:
+    inner = {"rule": "rms", "steps": 3, "step_size": 2e-2, "groups": {"step": 1, "tokens": 64}}
+    model = make_model(inner=inner)
+    assert len(group_segments(model.split(register), 64)) > 1
+    merged = model.encode(register)
+    # Of two documents together none is merged.
+    encoding = model.start_encoding([register, register])
+    while not encoding.done:
+        encoding.advance()
+    for encoded in encoding.results():
+        torch.testing.assert_close(encoded.adapter, merged.adapter, rtol=1e-3, atol=1e-4)
