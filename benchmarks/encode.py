@@ -1,6 +1,7 @@
 """Encoding a document against `peft` + autograd + AdamW on the CPU: the same adapter, steps and tokens, in one run.
 
-Both sides take the same segments and as many steps (none of ours is repeated, whatever `inner.repeat` says), in turn,
+Both sides take the same segments and as many steps, each over the whole document (whatever `inner.repeat` and
+`inner.groups` say), in turn,
 and the medians are compared. Four things differ:
 
 - Micro-batches: ours lie without padding where the adapter is merged; theirs are filled up to one length, and hold
@@ -89,7 +90,7 @@ def run(
     if repeats < 1:
         raise InvalidInput("repeats", str(repeats), "at least 1")
     model = _load(checkpoint, all_layers=all_layers, rank=rank, steps=steps)
-    inner = model.settings.inner.model_copy(update={"repeat": None})
+    inner = model.settings.inner.model_copy(update={"repeat": None, "groups": None})
     full_vocabulary = inner.model_copy(update={"candidates": None})
     text = generate_document(model, tokens)
     segments = model.split(text)

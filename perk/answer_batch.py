@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from perk.answer_request import AnswerRequest
 from perk.answer_row import AnswerDelta, AnswerRow
 from perk.errors import InvalidInput
 from perk.lora import AdaptedModel
 from perk.readers import Readers
+from perk.recital_row import RecitalRow
 from perk.row_cache import RowCaches
 from perk.settings import TemplateSettings
 from perk.token_track import TokenTrack
@@ -21,6 +23,8 @@ __all__ = ["AnswerBatch"]
 
 # Tokens that are decoded in one slice: every row writes one, and where rows leave room, some recall several lines.
 _MOST_TRACKS = 16
+
+_Row = AnswerRow | RecitalRow
 
 
 class AnswerBatch:
@@ -37,7 +41,7 @@ class AnswerBatch:
         self._templates = templates
         self._readers = readers
         self._waiting: deque[AnswerRow] = deque()
-        self._running: list[AnswerRow] = []
+        self._running: list[_Row] = []
         self._places = adapted.start_decoding()
         self._added = 0
 
@@ -65,6 +69,18 @@ class AnswerBatch:
         self._waiting.append(row)
         return row
 
+    def add_recital(self, adapter: Tensor) -> RecitalRow:
+        """Let the parts be recalled of a document's adapter ``[P]``, if it has any, for the questions to come.
+
+        Raises:
+            ValueError: the batch was begun without readers.
+        """
+        if self._readers is None:
+            raise ValueError("readers: none, in which what is recalled is kept")
+        row = RecitalRow(adapter, self._readers, self._adapted.base)
+        self._running.append(row)
+        return row
+
     def cancel(self, row: AnswerRow) -> None:
         """Take a row out; nothing more is told of it."""
         row.finished = True
@@ -88,7 +104,7 @@ class AnswerBatch:
         firsts, others = [own[0] for own in tracks], [one for own in tracks for one in own[1:]]
         return self._decode([*firsts, *others[: max(0, _MOST_TRACKS - len(firsts))]])
 
-    def _tracks(self) -> list[list[tuple[AnswerRow, TokenTrack]]]:
+    def _tracks(self) -> list[list[tuple[_Row, TokenTrack]]]:
         """Of each running row that has any, its tracks, but for those that a row before it shares."""
         tracks = []
         taken: set[int] = set()
@@ -100,7 +116,7 @@ class AnswerBatch:
                 tracks.append(own)
         return tracks
 
-    def _decode(self, tracks: Sequence[tuple[AnswerRow, TokenTrack]]) -> list[AnswerDelta]:
+    def _decode(self, tracks: Sequence[tuple[_Row, TokenTrack]]) -> list[AnswerDelta]:
         """The next token of tracks that read equally many tokens and have equally long drafts."""
         read = [track for _, track in tracks]
         ids = torch.tensor([track.unread for track in read], device=self._adapted.base.device)
@@ -115,7 +131,7 @@ class AnswerBatch:
         self._remove([row for row, _ in tracks if row.finished])
         return deltas
 
-    def _remove(self, rows: Sequence[AnswerRow]) -> None:
+    def _remove(self, rows: Sequence[_Row]) -> None:
         """The last row takes the place of one that leaves: the others' adapters stay where they are."""
         for row in rows:
             place, last = self._running.index(row), self._running.pop()

@@ -19,6 +19,8 @@ def group_segments(segments: Sequence[Segment], tokens: int) -> list[list[Segmen
         no more than there are segments.
     """
     count = min(-(-sum(len(segment.ids) for segment in segments) // tokens), len(segments))
+    if count == 1:
+        return [list(segments)]
     groups: list[list[Segment]] = [[] for _ in range(count)]
     sizes = [0] * count
     # The longest first, each to the group that has least: what comes last evens them out.

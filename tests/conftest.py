@@ -38,12 +38,15 @@ from transformers import (
 from perk.base_model import load_base_model
 from perk.checkpoint import new_checkpoint
 from perk.lora import AdaptedModel
+from perk.perk_model import PerkModel
 from perk.settings import BaseSettings, InnerSettings, LoraSettings, PerkSettings
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("any-machine")
 
+# The second of four layers: there is a part below the adapter, and one above.
+_LORA = LoraSettings(rank=4, alpha=4, first_layer=1)
 _VOCABULARY = 512
 _POSITIONS = 1024
 _HIDDEN = 32
@@ -145,6 +148,18 @@ def tiny_qwen2(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
         tie_word_embeddings=False,
     )
     return _save(config, tiny_tokenizer, tmp_path_factory.mktemp("bases") / "tiny-qwen2")
+
+
+@pytest.fixture
+def make_model(tiny_llama: Path) -> Callable[..., PerkModel]:
+    """Makes models with a checkpoint as it is before meta-training; arguments are `PerkSettings`, but `folder`."""
+
+    def make(folder: Path = tiny_llama, **settings: Any) -> PerkModel:
+        chosen = PerkSettings(base=BaseSettings(source=str(folder)), **{"lora": _LORA, **settings})
+        adapted = AdaptedModel(load_base_model(str(folder), device="cpu"), chosen.lora)
+        return PerkModel(load_base_model(str(folder), device="cpu"), new_checkpoint(adapted, chosen, seed=0))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,14 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
+from torch import Tensor
+
 from perk.answer import AnswerRequest
 from perk.inner_loop import EncodedDocument
 from perk.perk_model import PerkModel
 from service.engine.answer_job import AnswerJob
 from service.engine.jobs import CallJob, EncodeProgress, EncodeRequest, Job, Question
+from service.engine.recital_job import RecitalJob
 from service.engine.scheduler import Scheduler
 from service.errors import NotReady, QueueFull
 from service.metrics import Metrics
@@ -117,6 +120,21 @@ class ModelThread:
             self._scheduler.add_question(question, owner)
         return question
 
+    def recite(self, document_id: str, adapter: Tensor) -> None:
+        """Recall a document's parts from its adapter ``[P]`` once there is nothing else to do, if it is there by then.
+
+        Questions do so themselves; those that come later need not.
+        """
+        with self._changed:
+            if self.alive:
+                self._scheduler.add_recital(RecitalJob(document_id, adapter))
+                self._changed.notify()
+
+    def drop_recital(self, document_id: str) -> None:
+        """Keep nothing of a document for the sake of its parts."""
+        with self._changed:
+            self._scheduler.drop_recital(document_id)
+
     async def stop(self, grace: float) -> None:
         """Take no more jobs, end encodes after the running slice, answer the questions that are there, then end.
 
@@ -126,6 +144,7 @@ class ModelThread:
         with self._changed:
             self._stopping = True
             self._scheduler.abandon_encodes()
+            self._scheduler.abandon_recitals()
             self._changed.notify()
         # A thread that is still loading cannot be interrupted: as a daemon it ends with the process.
         if self._thread is None or not self._loaded:

@@ -122,7 +122,8 @@ class Questions:
         return self._thread.ask(replace(request, adapter=adapter), owner=owner, deadline=deadline)
 
     def end_all(self, document_id: str) -> None:
-        """End the answers from a document that has been deleted."""
+        """End the answers from a document that has been deleted, and what is recalled for those to come."""
+        self._thread.drop_recital(document_id)
         for stream in list(self._open):
             if stream.document_id == document_id:
                 stream.fail(DocumentNotFound(document_id))

@@ -7,6 +7,7 @@ from collections import deque
 from service.engine.answer_job import AnswerJob
 from service.engine.fair_queue import FairQueue
 from service.engine.jobs import CallJob, EncodeJob, EncodeRequest, Job, Question
+from service.engine.recital_job import RecitalJob
 from service.errors import NotReady
 
 __all__ = ["SHORT_CHARACTERS", "Scheduler"]
@@ -27,7 +28,8 @@ class Scheduler:
     Short calls go first. Questions are answered in one batch that they join as soon as a row is free, and go before
     encodes, but only so far that encodes have a third of the time: a question waits for a slice and not for an encode,
     and no flood of questions holds up an encode for ever. A long document and a group of short ones take turns. Within
-    both queues the owners take turns.
+    both queues the owners take turns. Where there is nothing else to do, documents' parts are recalled before anyone
+    asks.
     """
 
     def __init__(self, *, memory_budget: int, most_together: int = 1) -> None:
@@ -48,6 +50,7 @@ class Scheduler:
         self._answer_jobs: deque[AnswerJob] = deque([self._answers])
         self._requests: FairQueue[EncodeRequest] = FairQueue()
         self._encodes: deque[EncodeJob] = deque()
+        self._recitals: deque[RecitalJob] = deque()
         self._answer_seconds = 0.0
         self._slice_seconds = _FIRST_SLICE_SECONDS
 
@@ -67,6 +70,18 @@ class Scheduler:
     def add_encode(self, request: EncodeRequest, owner: str = "") -> None:
         """Take a document to encode."""
         self._requests.add(owner, request)
+
+    def add_recital(self, recital: RecitalJob) -> None:
+        """Take a document whose parts are to be recalled."""
+        self._recitals.append(recital)
+
+    def drop_recital(self, document_id: str) -> None:
+        """Forget a document whose parts were to be recalled."""
+        self._recitals = deque(recital for recital in self._recitals if recital.document_id != document_id)
+
+    def abandon_recitals(self) -> None:
+        """Forget all of them."""
+        self._recitals.clear()
 
     def abandon_encodes(self) -> None:
         """End all encodes without a result."""
@@ -96,11 +111,11 @@ class Scheduler:
         if self._encodes and (due or not answers):
             self._encodes.rotate(-1)
             return self._encodes[-1]
-        if not answers:
-            return None
-        self._answer_jobs.remove(answers[0])
-        self._answer_jobs.append(answers[0])
-        return answers[0]
+        if answers:
+            self._answer_jobs.remove(answers[0])
+            self._answer_jobs.append(answers[0])
+            return answers[0]
+        return self._recitals[0] if self._recitals else None
 
     def note(self, job: Job, seconds: float) -> None:
         """Learn how long a slice took."""
@@ -124,6 +139,8 @@ class Scheduler:
                 self._requests.add("", request)
             if encode.done:
                 self._encodes.remove(encode)
+        while self._recitals and self._recitals[0].done:
+            self._recitals.popleft()
         self._questions.drop(lambda question: question.ended())
         self._requests.drop(lambda request: request.future.done())
 

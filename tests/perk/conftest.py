@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,15 +12,11 @@ from torch import Tensor
 
 from perk import PerkModel
 from perk.base_model import load_base_model
-from perk.checkpoint import new_checkpoint
 from perk.lora import AdaptedModel
 from perk.segment import Segment
-from perk.settings import BaseSettings, LoraSettings, PerkSettings
+from perk.settings import LoraSettings
 from perk.token_weights import TokenWeighting
 from tests.perk.encoding_setup import STEPS, Setup
-
-# The second of four layers: there is a part below the adapter, and one above.
-LORA = LoraSettings(rank=4, alpha=4, first_layer=1)
 
 
 @pytest.fixture(params=["tiny_llama", "tiny_gpt2", "tiny_qwen2"])
@@ -29,18 +24,6 @@ def family(request: pytest.FixtureRequest) -> Path:
     """Folder of a tiny base of each supported family in turn."""
     folder: Path = request.getfixturevalue(request.param)
     return folder
-
-
-@pytest.fixture
-def make_model(tiny_llama: Path) -> Callable[..., PerkModel]:
-    """Makes models with a checkpoint as it is before meta-training; arguments are `PerkSettings`, but `folder`."""
-
-    def make(folder: Path = tiny_llama, **settings: Any) -> PerkModel:
-        chosen = PerkSettings(base=BaseSettings(source=str(folder)), **{"lora": LORA, **settings})
-        adapted = AdaptedModel(load_base_model(str(folder), device="cpu"), chosen.lora)
-        return PerkModel(load_base_model(str(folder), device="cpu"), new_checkpoint(adapted, chosen, seed=0))
-
-    return make
 
 
 @pytest.fixture
