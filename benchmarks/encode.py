@@ -1,8 +1,7 @@
 """Encoding a document against `peft` + autograd + AdamW on the CPU: the same adapter, steps and tokens, in one run.
 
 Both sides take the same segments and as many steps, each over the whole document (whatever `inner.repeat` and
-`inner.groups` say), in turn,
-and the medians are compared. Four things differ:
+`inner.groups` say), in turn, and the medians are compared. Four things differ:
 
 - Micro-batches: ours lie without padding where the adapter is merged; theirs are filled up to one length, and hold
   segments of about one length, at most as many tokens as ours.

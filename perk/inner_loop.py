@@ -16,7 +16,8 @@ from perk.inner_loss import InnerLoss, PreparedBatch
 from perk.lora import AdaptedModel
 from perk.merged_layers import MergedLayers
 from perk.segment import Segment
-from perk.settings import InnerSettings
+from perk.segment_groups import group_segments
+from perk.settings import GroupSettings, InnerSettings
 from perk.token_weights import TokenWeighting
 from perk.update_rule import Moments, UpdateRule
 
@@ -101,6 +102,11 @@ class Encoding:
         self.tokens = [sum(s.loss_tokens for s in segments) for segments in documents]
         self.segments = [len(segments) for segments in documents]
         self.merges = adapted.merges(len(documents), state_limit)
+        self._has_entries = [any(segment.weights for segment in segments) for segments in documents]
+        groups = [
+            _group(segments, None if entries else settings.groups)
+            for segments, entries in zip(documents, self._has_entries, strict=True)
+        ]
         self._inner_loss = InnerLoss(
             adapted,
             documents,
@@ -108,7 +114,7 @@ class Encoding:
             candidates=settings.candidates,
             token_limit=token_limit,
             packed=self.merges,
-            group_tokens=None if settings.groups is None else settings.groups.tokens,
+            groups=groups,
         )
         self._rule = UpdateRule(settings, adapted.layout.sizes)
         self._graphs = graphs
@@ -126,13 +132,12 @@ class Encoding:
             step - 1 for step in settings.rivals if self._inner_loss.has_candidates and step <= settings.steps
         }
         self._repeats = 0
-        self._has_entries = [any(segment.weights for segment in segments) for segments in documents]
         # Steps that each document has taken, and times that its adapter has moved in them.
         self._taken = [0] * len(documents)
         self._moves = [0] * len(documents)
         self._whole = [_Turn(range(len(batches)), frozenset(range(len(documents))))]
         self._parted = [_Turn.of(group, batches) for group in self._inner_loss.groups]
-        self._groups = [max(1, sum(d in turn.documents for turn in self._parted)) for d in range(len(documents))]
+        self._groups = [len(own) for own in groups]
         self._planned = sum(bool(self._taking(index)) for index in range(settings.steps))
         self._slices = len(batches) * (1 + self._planned + len(self._rivals))
         self._progress = 0.0
@@ -305,3 +310,10 @@ class Encoding:
         if self._graphs is not None:
             return self._graphs.add_gradient(self._inner_loss, self._theta, prepared, weights, gradient)
         return self._inner_loss.add_gradient(self._theta, prepared, weights, gradient, merged=merged)
+
+
+def _group(segments: Sequence[Segment], groups: GroupSettings | None) -> list[list[Segment]]:
+    """Groups of a document that take turns; all of it is one where none do."""
+    if groups is None or sum(len(segment.ids) for segment in segments) <= groups.above:
+        return [list(segments)]
+    return group_segments(segments, groups.tokens)

@@ -16,7 +16,6 @@ from perk.batches import PADDING_LIMIT, MicroBatch, make_micro_batches, pack_mic
 from perk.lora import AdaptedModel
 from perk.merged_layers import MergedLayers
 from perk.segment import Segment
-from perk.segment_groups import group_segments
 from perk.token_weights import TokenWeighting
 
 __all__ = ["InnerLoss", "PreparedBatch", "double_backward"]
@@ -67,7 +66,7 @@ class InnerLoss:
         candidates: int | None = None,
         token_limit: int,
         packed: bool = False,
-        group_tokens: int | None = None,
+        groups: Sequence[Sequence[Sequence[Segment]]] | None = None,
     ) -> None:
         """Plan micro-batches; no model work is done yet.
 
@@ -78,8 +77,8 @@ class InnerLoss:
             candidates: see `InnerSettings.candidates`.
             token_limit: most tokens of a micro-batch.
             packed: without padding, for `prepare`, and for `add_gradient` with merged layers; modules refuse them.
-            group_tokens: of each of a document's groups, about (`perk.segment_groups`); None: it is one group. The
-                first micro-batches hold the first group of each document, and so on.
+            groups: of the segments of each document; None: it is one group. The first micro-batches hold the first
+                group of each document, and so on.
 
         Raises:
             ValueError: several documents are to be packed.
@@ -88,11 +87,10 @@ class InnerLoss:
         self.weighting = weighting
         if packed and len(documents) != 1:
             raise ValueError(f"documents: {len(documents)}; packed micro-batches are of one")
-        dealt = [[own] if group_tokens is None else group_segments(own, group_tokens) for own in documents]
         loss_weights = [sum(segment.loss_weight for segment in segments) for segments in documents]
         self.batches: list[MicroBatch] = []
         self.groups: list[range] = []
-        for group in zip_longest(*dealt, fillvalue=[]):
+        for group in zip_longest(*(groups or [[own] for own in documents]), fillvalue=()):
             first = len(self.batches)
             self.batches += self._cut(group, loss_weights, token_limit, packed=packed)
             self.groups.append(range(first, len(self.batches)))

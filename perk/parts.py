@@ -15,7 +15,7 @@ from perk.sentences import sentences
 __all__ = ["are_paragraphs", "part_count", "part_name", "part_start", "to_one_line", "told_apart"]
 
 # More would take longer to recall than a question should take.
-_MOST_PARTS = 32
+_MOST_PARTS = 96
 # What has so many sentences is a paragraph; a record, an entry or a heading is one.
 _SENTENCES = 2
 # Share of a text's pieces that are paragraphs, if it is one of paragraphs.

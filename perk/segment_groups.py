@@ -16,10 +16,10 @@ def group_segments(segments: Sequence[Segment], tokens: int) -> list[list[Segmen
 
     Returns:
         Groups that together hold each segment once: one for each `tokens` tokens that the document has or begins, but
-        no more than there are segments.
+        no more than there are segments, and at least one.
     """
     count = min(-(-sum(len(segment.ids) for segment in segments) // tokens), len(segments))
-    if count == 1:
+    if count <= 1:
         return [list(segments)]
     groups: list[list[Segment]] = [[] for _ in range(count)]
     sizes = [0] * count

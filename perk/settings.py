@@ -73,18 +73,20 @@ class RepeatSettings(_Settings):
 
 
 class GroupSettings(_Settings):
-    """Groups of a document's segments that take turns in a step of the inner loop: the adapter moves behind each.
+    """Groups of a long document's segments take turns in a step of the inner loop: the adapter moves behind each.
 
-    A long document is so learned in fewer passes over it. One of a single group is read as ever.
+    So it is learned in fewer passes over it. A document of numbered entries (`RepeatSettings`) is read whole.
     """
 
     step: int = Field(ge=1)
     """The first step in which they do, from 1."""
     tokens: int = Field(ge=8)
     """Of a group, about: it has as many, or fewer."""
+    above: int = Field(default=0, ge=0)
+    """A document of so many tokens, its prefixes counted, or fewer is read whole."""
     stride: int = Field(default=1, ge=1)
     """Behind the step to repeat, a document of n groups takes every n-th step, or every one of this many if n is more:
-    with each it moves n times."""
+    in each it moves n times."""
 
 
 class InnerSettings(_Settings):

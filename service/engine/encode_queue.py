@@ -329,7 +329,7 @@ class EncodeQueue:
         self._leases.tell(flight.document_id, asdict(progress))
 
     async def _keep(self, document_id: str, encoded: EncodedDocument) -> None:
-        adapter = await self._persist(lambda: self._adapters.put(document_id, encoded.adapter))
+        await self._persist(lambda: self._adapters.put(document_id, encoded.adapter))
         now = time.time()
         readiness = Readiness(
             tokens=encoded.tokens,
@@ -339,7 +339,6 @@ class EncodeQueue:
             encode=EncodeSummary(encoded.seconds, encoded.steps, encoded.loss_before, encoded.loss_after),
         )
         await self._persist(lambda: self._documents.mark_ready(document_id, readiness))
-        self._thread.recite(document_id, adapter)
         self._metrics.encode_seconds.labels(tokens_label(encoded.tokens)).observe(encoded.seconds)
         self._metrics.encoded_tokens.inc(encoded.tokens)
         self._metrics.loss_before.observe(encoded.loss_before)

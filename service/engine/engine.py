@@ -256,6 +256,7 @@ class Engine:
             budget=settings.memory_budget // 2,
             metrics=self.metrics,
             below_name="redis" if is_shared else "disk",
+            on_held=self._thread.recite,
         )
         queue = EncodeQueue(
             thread=self._thread,

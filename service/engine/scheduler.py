@@ -50,7 +50,8 @@ class Scheduler:
         self._answer_jobs: deque[AnswerJob] = deque([self._answers])
         self._requests: FairQueue[EncodeRequest] = FairQueue()
         self._encodes: deque[EncodeJob] = deque()
-        self._recitals: deque[RecitalJob] = deque()
+        # By the document, in the order in which they came.
+        self._recitals: dict[str, RecitalJob] = {}
         self._answer_seconds = 0.0
         self._slice_seconds = _FIRST_SLICE_SECONDS
 
@@ -72,12 +73,12 @@ class Scheduler:
         self._requests.add(owner, request)
 
     def add_recital(self, recital: RecitalJob) -> None:
-        """Take a document whose parts are to be recalled."""
-        self._recitals.append(recital)
+        """Take a document whose parts are to be recalled, in the place of what there was of it."""
+        self._recitals[recital.document_id] = recital
 
     def drop_recital(self, document_id: str) -> None:
         """Forget a document whose parts were to be recalled."""
-        self._recitals = deque(recital for recital in self._recitals if recital.document_id != document_id)
+        self._recitals.pop(document_id, None)
 
     def abandon_recitals(self) -> None:
         """Forget all of them."""
@@ -115,7 +116,7 @@ class Scheduler:
             self._answer_jobs.remove(answers[0])
             self._answer_jobs.append(answers[0])
             return answers[0]
-        return self._recitals[0] if self._recitals else None
+        return next(iter(self._recitals.values()), None)
 
     def note(self, job: Job, seconds: float) -> None:
         """Learn how long a slice took."""
@@ -139,8 +140,9 @@ class Scheduler:
                 self._requests.add("", request)
             if encode.done:
                 self._encodes.remove(encode)
-        while self._recitals and self._recitals[0].done:
-            self._recitals.popleft()
+        recital = next(iter(self._recitals.values()), None)
+        if recital is not None and recital.done:
+            self.drop_recital(recital.document_id)
         self._questions.drop(lambda question: question.ended())
         self._requests.drop(lambda request: request.future.done())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -13,10 +14,22 @@ from service.store.protocol import AdapterTier
 __all__ = ["MemoryTier"]
 
 
+def _ignore(_document_id: str, _adapter: Tensor) -> None:
+    """Called where nobody wants to know."""
+
+
 class MemoryTier:
     """An `AdapterTier` that holds the adapters used last, up to a number of bytes. One event loop owns it."""
 
-    def __init__(self, below: AdapterTier, *, budget: int, metrics: Metrics, below_name: str = "disk") -> None:
+    def __init__(
+        self,
+        below: AdapterTier,
+        *,
+        budget: int,
+        metrics: Metrics,
+        below_name: str = "disk",
+        on_held: Callable[[str, Tensor], None] = _ignore,
+    ) -> None:
         """Start empty.
 
         Args:
@@ -24,9 +37,11 @@ class MemoryTier:
             budget: most bytes of adapters held.
             metrics: where reads, bytes and evictions are counted.
             below_name: of the tier below, for the metrics.
+            on_held: called with each adapter that comes to be here, and the id of its document.
         """
         self._below = below
         self._below_name = below_name
+        self._on_held = on_held
         self._budget = budget
         self._metrics = metrics
         self._held: OrderedDict[str, Tensor] = OrderedDict()
@@ -93,6 +108,8 @@ class MemoryTier:
             _, evicted = self._held.popitem(last=False)
             self._add_bytes(-evicted.nbytes)
             self._metrics.tier_evictions.labels("memory").inc()
+        if document_id in self._held:
+            self._on_held(document_id, adapter)
 
     def _add_bytes(self, count: int) -> None:
         self._bytes += count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -47,7 +48,7 @@ def test_each_segment_is_in_one_of_groups_of_a_size(segments: list[Segment], tok
     groups = group_segments(segments, tokens)
     assert sorted(ids for group in _ids(groups) for ids in group) == sorted(segment.ids for segment in segments)
     sizes = [sum(len(segment.ids) for segment in group) for group in groups]
-    assert len(groups) == min(-(-sum(sizes) // tokens), len(segments))
+    assert len(groups) == max(1, min(-(-sum(sizes) // tokens), len(segments)))
     assert max(sizes, default=0) - min(sizes, default=0) <= max((len(s.ids) for s in segments), default=0)
     shuffled = seed.sample(segments, len(segments))
     assert _ids(group_segments(shuffled, tokens)) == _ids(groups), "whatever their order"
@@ -71,11 +72,22 @@ def test_the_adapter_is_what_one_group_after_another_makes_of_it(setup: Setup, d
     assert encoded.steps == STEPS
 
 
-def test_a_document_of_one_group_is_read_as_ever(setup: Setup, documents: list[list[Segment]]) -> None:
-    one_group = {"step": 1, "tokens": 1_000, "stride": 4}
-    grouped, ungrouped = setup.encode(documents, repeat=TWICE, groups=one_group), setup.encode(documents, repeat=TWICE)
+@pytest.mark.parametrize("limits", [{"tokens": 1_000}, {"tokens": TOKENS, "above": 80}])
+def test_a_document_that_is_short_enough_is_read_whole(
+    limits: dict[str, int], setup: Setup, documents: list[list[Segment]]
+) -> None:
+    assert max(sum(len(segment.ids) for segment in segments) for segments in documents) <= 80
+    whole = {"step": 1, "stride": 4, **limits}
+    grouped, ungrouped = setup.encode(documents, repeat=TWICE, groups=whole), setup.encode(documents, repeat=TWICE)
     for one, other in zip(grouped, ungrouped, strict=True):
         assert one.adapter.equal(other.adapter)
+
+
+def test_a_document_of_numbered_entries_is_one_group(setup: Setup, documents: list[list[Segment]]) -> None:
+    weighed = [replace(segment, weights=(5.0,) * segment.loss_tokens) for segment in documents[0]]
+    (grouped,), (ungrouped,) = setup.encode([weighed], **LONGER), setup.encode([weighed], **LONGER | {"groups": None})
+    assert grouped.adapter.equal(ungrouped.adapter)
+    assert grouped.steps == STEPS
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -122,3 +122,22 @@ def test_an_adapter_forgotten_while_it_is_read_is_not_held() -> None:
         assert value("perk_tier_bytes") == 0
 
     asyncio.run(scenario())
+
+
+def test_it_is_told_what_comes_to_hand_and_only_that() -> None:
+    async def scenario() -> None:
+        below = CountingTier({"a": torch.ones(_SIZE), "large": torch.ones(9 * _SIZE)})
+        held: list[tuple[str, Tensor]] = []
+
+        def note(document_id: str, adapter: Tensor) -> None:
+            held.append((document_id, adapter))
+
+        tier = MemoryTier(below, budget=2 * 4 * _SIZE, metrics=Metrics(), on_held=note)
+        for name in ("a", "a", "large", "missing"):
+            await tier.get(name)
+        await tier.put("b", torch.zeros(_SIZE))
+        assert [name for name, _ in held] == ["a", "b"]
+        for name, adapter in held:
+            assert await tier.get(name) is adapter, "the very tensor that questions have"
+
+    asyncio.run(scenario())
