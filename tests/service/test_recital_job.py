@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from service.metrics import Metrics
 _SEGMENTS = SegmentSettings(max_tokens=40, prefix="doc_{index}?\nSupport:", end="\n", parts=True)
 _TEMPLATES = TemplateSettings(prompt="{question}\nSupport:", support=" {support}\nAnswer:", answer=" {answer}")
 _DOCUMENT = "doc_1"
+_SLICES = 'perk_slice_seconds_count{kind="recital"}'
 
 
 @pytest.fixture
@@ -151,6 +154,22 @@ def test_the_model_thread_recalls_when_it_is_idle_and_stops_at_once(model: PerkM
 
     asyncio.run(scenario())
     assert model.readers.recalled.count == 1
+
+
+def test_a_service_recalls_what_it_has_encoded_and_what_it_has_read(
+    model: PerkModel, tmp_path: Path, start_service: Callable[..., Any]
+) -> None:
+    folder = tmp_path / "parts"
+    model.checkpoint.save(folder)
+    first = start_service(checkpoint=folder).until_ready()
+    document = first.encode("Ann built it. She was a mason.")
+    first.until(lambda: first.metric(_SLICES) > 0)
+    first.stop()
+    # Another one, on what the first has left.
+    second = start_service(checkpoint=folder).until_ready()
+    assert second.metric(_SLICES) == 0, "nothing is at hand yet"
+    second.client.post(f"/documents/{document['id']}/ask", json={"question": "Who?", "max_tokens": 2})
+    second.until(lambda: second.metric(_SLICES) > 0)
 
 
 def test_a_row_that_recalls_can_stand_beside_questions(model: PerkModel, adapter: Tensor) -> None:
