@@ -13,7 +13,7 @@ from perk.errors import PerkError
 from service.api.schemas import DocumentOut
 from service.client import Busy, ClientError, Refused
 from service.engine.document import Document
-from service.engine.engine import Engine, load_perk_model
+from service.engine.engine import Engine, EngineParts, load_perk_model
 from service.errors import QueueFull, ServiceError
 from service.keys import KeyRing, Tenant
 from service.metrics import Metrics
@@ -96,7 +96,7 @@ class StoreClient:
 @asynccontextmanager
 async def _engine(settings: Settings) -> AsyncIterator[Engine]:
     tracer = open_tracer()
-    engine = Engine(settings, load_perk_model, Metrics(), tracer)
+    engine = Engine(settings, load_perk_model, Metrics(), tracer, EngineParts(recites=False))
     engine.start()
     try:
         await engine.ready()

@@ -46,6 +46,7 @@ def create_front(*, encoders: str, answerers: str, most_encodes: int) -> FastAPI
         return PerkModel.load_outline(settings.checkpoint, fingerprint)
 
     replaced = EngineParts(
+        recites=False,
         leases=lambda _: EncoderCalls(encoder_handle, limit=most_encodes),
         questions=partial(RemoteQuestions, answerers=answerer_handle, queue_limit=settings.queue_limit),
     )

@@ -29,7 +29,7 @@ __all__ = ["Answerer", "Encoder"]
 class _Replica:
     """An engine in a process of its own, with the settings of its environment."""
 
-    def __init__(self, replaced: EngineParts | None = None) -> None:
+    def __init__(self, replaced: EngineParts) -> None:
         configure_logs()
         # Nothing is ever added here: the outbox of documents that Redis cannot take is the front's.
         self._scratch = tempfile.TemporaryDirectory(prefix="perk-ray-")
@@ -71,7 +71,7 @@ class Encoder(_Replica):
     """Encodes whatever waits in the store, together with all others of its kind."""
 
     async def __init__(self) -> None:  # type: ignore[misc] # Ray awaits it
-        super().__init__()
+        super().__init__(EngineParts(recites=False))
         await self._start()
 
     async def fingerprint(self) -> str:

@@ -47,10 +47,12 @@ class EngineParts:
     Attributes:
         leases: says which documents are encoded here, given what says so in the store.
         questions: takes the questions; called as `Questions`.
+        recites: whether what is at hand is recalled while the model is idle; of use where questions are answered.
     """
 
     leases: Callable[[Leases], Leases] | None = None
     questions: Callable[..., Questions] = Questions
+    recites: bool = True
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ class Engine:
             budget=settings.memory_budget // 2,
             metrics=self.metrics,
             below_name="redis" if is_shared else "disk",
-            on_held=self._thread.recite,
+            on_held=self._thread.recite if self._replaced.recites else None,
         )
         queue = EncodeQueue(
             thread=self._thread,

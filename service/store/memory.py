@@ -14,10 +14,6 @@ from service.store.protocol import AdapterTier
 __all__ = ["MemoryTier"]
 
 
-def _ignore(_document_id: str, _adapter: Tensor) -> None:
-    """Called where nobody wants to know."""
-
-
 class MemoryTier:
     """An `AdapterTier` that holds the adapters used last, up to a number of bytes. One event loop owns it."""
 
@@ -28,7 +24,7 @@ class MemoryTier:
         budget: int,
         metrics: Metrics,
         below_name: str = "disk",
-        on_held: Callable[[str, Tensor], None] = _ignore,
+        on_held: Callable[[str, Tensor], None] | None = None,
     ) -> None:
         """Start empty.
 
@@ -37,7 +33,7 @@ class MemoryTier:
             budget: most bytes of adapters held.
             metrics: where reads, bytes and evictions are counted.
             below_name: of the tier below, for the metrics.
-            on_held: called with each adapter that comes to be here, and the id of its document.
+            on_held: called with the id of each document whose adapter comes to be here, and the adapter.
         """
         self._below = below
         self._below_name = below_name
@@ -108,7 +104,7 @@ class MemoryTier:
             _, evicted = self._held.popitem(last=False)
             self._add_bytes(-evicted.nbytes)
             self._metrics.tier_evictions.labels("memory").inc()
-        if document_id in self._held:
+        if self._on_held is not None and document_id in self._held:
             self._on_held(document_id, adapter)
 
     def _add_bytes(self, count: int) -> None:
