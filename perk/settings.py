@@ -85,8 +85,8 @@ class GroupSettings(_Settings):
     above: int = Field(default=0, ge=0)
     """A document of so many tokens, its prefixes counted, or fewer is read whole."""
     stride: int = Field(default=1, ge=1)
-    """Behind the step to repeat, a document of n groups takes every n-th step, or every one of this many if n is more:
-    in each it moves n times."""
+    """Behind the step to repeat, a document of n groups takes every n-th step, in which it moves n times; if n is more
+    than this, every one of this many."""
 
 
 class InnerSettings(_Settings):
@@ -125,6 +125,8 @@ class InnerSettings(_Settings):
         for name, step in named:
             if step > self.steps:
                 raise ValueError(f"{name}: step {step} of {self.steps}")
+        if self.groups is not None and self.groups.stride > 1 and self.repeat is None:
+            raise ValueError(f"groups.stride: {self.groups.stride} without a step to repeat, which it begins behind")
         return self
 
 

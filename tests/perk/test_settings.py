@@ -33,6 +33,10 @@ def test_they_survive_json() -> None:
         ({"inner": {"rivals": [0]}}, "inner.rivals"),
         ({"inner": {"repeat": {"step": 1, "most": 257, "loss": 1}}}, "inner.repeat.most"),
         ({"inner": {"repeat": {"step": 1, "most": 1, "loss": 0}}}, "inner.repeat.loss"),
+        ({"inner": {"groups": {"step": 0, "tokens": 8}}}, "inner.groups.step"),
+        ({"inner": {"groups": {"step": 1, "tokens": 7}}}, "inner.groups.tokens"),
+        ({"inner": {"groups": {"step": 1, "tokens": 8, "above": -1}}}, "inner.groups.above"),
+        ({"inner": {"groups": {"step": 1, "tokens": 8, "stride": 0}}}, "inner.groups.stride"),
         ({"segments": {"max_tokens": 7}}, "segments.max_tokens"),
     ],
 )
@@ -44,11 +48,21 @@ def test_an_unknown_name_or_a_bad_value_is_refused_by_name(settings: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("named", "field"), [({"rivals": [2, 5]}, "rivals"), ({"repeat": {"step": 5, "most": 1, "loss": 1}}, "repeat.step")]
+    ("named", "field"),
+    [
+        ({"rivals": [2, 5]}, "rivals"),
+        ({"repeat": {"step": 5, "most": 1, "loss": 1}}, "repeat.step"),
+        ({"groups": {"step": 5, "tokens": 8}}, "groups.step"),
+    ],
 )
 def test_a_step_that_is_named_is_one_of_them(named: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationError, match=f"{field}: step 5 of 4"):
         PerkSettings.model_validate({"inner": {"steps": 4} | named})
+
+
+def test_steps_that_are_left_out_lie_behind_one_that_is_repeated() -> None:
+    with pytest.raises(ValidationError, match=r"groups\.stride: 2 without a step to repeat"):
+        PerkSettings.model_validate({"inner": {"groups": {"step": 1, "tokens": 8, "stride": 2}}})
 
 
 def test_they_cannot_be_changed() -> None:
