@@ -161,7 +161,7 @@ class AnswerRow:
             self._read_part(self._parts)
         elif track is not self._text:
             if self._lines is not None:
-                self._lines.take(track, int(logits[-1].argmax()))
+                self._lines.take(track, logits[-1])
         else:
             kept = 0
             for drafted, row_logits in zip([*track.draft, None], logits, strict=True):
@@ -264,10 +264,10 @@ class AnswerRow:
         # Neither it nor the draft takes the room of the answer.
         room = self.templates.max_support_tokens - len(self.ids)
         said = self._lines.said(self._cue, room) if self._lines is not None and self._cue else None
-        if said is None:
+        if self._lines is None or said is None:
             return
         cue, self._cue = self._cue, ""
-        if self._reads_in_vain and not is_series_line(cue + said):
+        if self._reads_in_vain and not (is_series_line(cue + said) and self._lines.is_sure(cue)):
             self._leave_to_document()
             return
         self._said = [*self._said, said][-_ROUNDS:]

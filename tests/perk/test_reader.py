@@ -49,15 +49,15 @@ class _Script:
         track.cache.length += len(track.unread)
         return text
 
-    def say(self, text: str | None, track: TokenTrack | None = None) -> None:
-        """Write a text, or the end token, on a track, by default the first."""
+    def say(self, text: str | None, track: TokenTrack | None = None, *, sure: bool = True) -> None:
+        """Write a text, or the end token, on a track, by default the first; `sure`: with all of the probability."""
         base = self.base
         ids = [base.eos_id] if text is None else base.tokenizer.encode(text, add_special_tokens=False)
         for token in ids:
             if track is None and self.track.unread:
                 self.read()
             logits = torch.nn.functional.one_hot(torch.tensor([token]), len(base.tokenizer)).float()
-            self.deltas += self.row.take_all(track or self.track, logits)
+            self.deltas += self.row.take_all(track or self.track, logits * (100 if sure else 1))
 
 
 @pytest.fixture
@@ -220,6 +220,22 @@ def test_a_document_without_series_answers_by_itself(script: _Script, recalled: 
     script.say(" Series 1:")
     script.say(recalled)
     _leaves(script)
+
+
+def test_a_series_that_a_document_makes_up_is_none(script: _Script) -> None:
+    script.say(" Series 1:")
+    script.say(" Ann", sure=False)
+    script.say(" Event.\n")
+    _leaves(script)
+
+
+def test_behind_a_series_that_was_recalled_a_doubtful_line_is_read(script: _Script) -> None:
+    script.say(" Series 1:")
+    script.say(" Ann Event.\n")
+    script.say("Ann Event 1:")
+    script.say(" Ann slept.\n", sure=False)
+    assert script.track.adapter is script.reader
+    assert script.read().endswith(": Ann slept.\n")
 
 
 def test_a_reader_that_goes_on_and_on_leaves_too(make_model: Callable[..., PerkModel]) -> None:

@@ -172,6 +172,12 @@ def test_a_service_recalls_what_it_has_encoded_and_what_it_has_read(
     second.until(lambda: second.metric(_SLICES) > 0)
 
 
+def test_what_is_recalled_has_a_place(model: PerkModel, adapter: Tensor) -> None:
+    batch = AnswerBatch(model.adapted, model.settings.templates)
+    with pytest.raises(ValueError, match="readers: none"):
+        batch.add_recital(adapter)
+
+
 def test_a_row_that_recalls_can_stand_beside_questions(model: PerkModel, adapter: Tensor) -> None:
     batch = model.start_batch()
     recital = batch.add_recital(adapter)
