@@ -157,8 +157,10 @@ class AnswerRow:
         """
         deltas: list[AnswerDelta] = []
         if self._parts is not None:
-            self._parts.take(track, logits)
-            self._read_part(self._parts)
+            # Not of the lines that stood beside one which ended their recall, and were decoded with it.
+            if any(track is own for own in self._parts.tracks):
+                self._parts.take(track, logits)
+                self._read_part(self._parts)
         elif track is not self._text:
             if self._lines is not None:
                 self._lines.take(track, logits[-1])

@@ -28,12 +28,14 @@ _END = None
 class _Script:
     """A row that is told what the model says, with the adapter that each word is said under."""
 
-    def __init__(self, model: PerkModel, templates: TemplateSettings = _TEMPLATES) -> None:
+    def __init__(
+        self, model: PerkModel, templates: TemplateSettings = _TEMPLATES, segments: SegmentSettings = _SEGMENTS
+    ) -> None:
         self.reader = torch.zeros(model.adapter_size)
         self.document = torch.ones(model.adapter_size)
         self.base = model.base
         request = AnswerRequest(_QUESTION, adapter=self.document, max_tokens=9)
-        self.row = AnswerRow(0, request, templates, model.base, Readers(_SEGMENTS, self.reader))
+        self.row = AnswerRow(0, request, templates, model.base, Readers(segments, self.reader))
         self.deltas: list[AnswerDelta] = []
 
     @property
@@ -227,6 +229,22 @@ def test_a_series_that_a_document_makes_up_is_none(script: _Script) -> None:
     script.say(" Ann", sure=False)
     script.say(" Event.\n")
     _leaves(script)
+
+
+def test_lines_beside_one_that_leaves_say_nothing_of_the_parts(make_model: Callable[..., PerkModel]) -> None:
+    script = _Script(make_model(), segments=_SEGMENTS.model_copy(update={"parts": True}))
+    script.say(" Series 1:")
+    _, *others = script.row.tracks
+    script.read()
+    script.say("\n")
+    (name,) = script.row.tracks
+    assert name.prompt
+    assert others
+    for track in others:
+        script.say(" 2:", track)
+    assert script.row.tracks == [name]
+    assert not name.ids
+    assert script.read() == "doc_1?\nSupport: Part 1 of"
 
 
 def test_behind_a_series_that_was_recalled_a_doubtful_line_is_read(script: _Script) -> None:
