@@ -263,10 +263,12 @@ class AnswerRow:
 
     def _read_line(self) -> None:
         """Let the reader read the line that it waits for, if that has ended."""
+        if self._lines is None or not self._cue:
+            return
         # Neither it nor the draft takes the room of the answer.
         room = self.templates.max_support_tokens - len(self.ids)
-        said = self._lines.said(self._cue, room) if self._lines is not None and self._cue else None
-        if self._lines is None or said is None:
+        said = self._lines.said(self._cue, room)
+        if said is None:
             return
         cue, self._cue = self._cue, ""
         if self._reads_in_vain and not (is_series_line(cue + said) and self._lines.is_sure(cue)):

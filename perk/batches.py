@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perk.segment import Segment
 
-__all__ = ["PADDING_LIMIT", "MicroBatch", "make_micro_batches", "pack_micro_batches"]
+__all__ = ["PADDING_LIMIT", "MicroBatch", "loss_weight_of", "make_micro_batches", "pack_micro_batches"]
 
 # A share of a micro-batch.
 PADDING_LIMIT = 0.15
@@ -71,6 +71,11 @@ class MicroBatch:
         return every.add_(rows) if len(every) == self.documents else every.index_add_(0, self.members, rows)
 
 
+def loss_weight_of(segments: Sequence[Segment]) -> float:
+    """What the loss tokens of a document's segments weigh together."""
+    return sum(segment.loss_weight for segment in segments)
+
+
 def make_micro_batches(
     documents: Sequence[Sequence[Segment]],
     *,
@@ -93,7 +98,7 @@ def make_micro_batches(
         Micro-batches that hold every segment once. The sum of their losses is the mean over all loss tokens of each
         document, each counted as often as it weighs, however they are cut.
     """
-    loss_weights = loss_weights or [_loss_weight(segments) for segments in documents]
+    loss_weights = loss_weights or [loss_weight_of(segments) for segments in documents]
     return [
         _micro_batch(rows, loss_weights, pad_id)
         for cell in _cells(documents, padding_limit)
@@ -114,7 +119,7 @@ def pack_micro_batches(
     Returns:
         Micro-batches of about as many tokens, as for `make_micro_batches`. Those of a length lie side by side.
     """
-    loss_weight = _loss_weight(segments) if loss_weight is None else loss_weight
+    loss_weight = loss_weight_of(segments) if loss_weight is None else loss_weight
     ordered = sorted(segments, key=lambda s: -len(s.ids))
     fewest = len(_filled(ordered, token_limit))
     # As many, but none larger than need be: the last would be what is left over.
@@ -133,10 +138,6 @@ def _filled(segments: Sequence[Segment], token_limit: int) -> list[list[Segment]
             tokens = len(segment.ids)
         groups[-1].append(segment)
     return groups
-
-
-def _loss_weight(segments: Sequence[Segment]) -> float:
-    return sum(segment.loss_weight for segment in segments)
 
 
 # Segments of some documents, by their numbers, each document's longest first.

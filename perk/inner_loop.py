@@ -136,7 +136,7 @@ class Encoding:
         self._taken = [0] * len(documents)
         self._moves = [0] * len(documents)
         self._whole = [_Turn(range(len(batches)), frozenset(range(len(documents))))]
-        self._parted = [_Turn.of(group, batches) for group in self._inner_loss.groups]
+        self._parted = [_Turn.of(places, batches) for places in self._inner_loss.places]
         self._groups = [len(own) for own in groups]
         self._planned = sum(bool(self._taking(index)) for index in range(settings.steps))
         self._slices = len(batches) * (1 + self._planned + len(self._rivals))

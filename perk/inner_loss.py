@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import weighted_cross_entropy
-from perk.batches import PADDING_LIMIT, MicroBatch, make_micro_batches, pack_micro_batches
+from perk.batches import PADDING_LIMIT, MicroBatch, loss_weight_of, make_micro_batches, pack_micro_batches
 from perk.lora import AdaptedModel
 from perk.merged_layers import MergedLayers
 from perk.segment import Segment
@@ -54,7 +54,7 @@ class InnerLoss:
 
     Attributes:
         batches: all micro-batches.
-        groups: places of those of each group of segments, in order.
+        places: of those of each group of segments, in order.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class InnerLoss:
         self.weighting = weighting
         if packed and len(documents) != 1:
             raise ValueError(f"documents: {len(documents)}; packed micro-batches are of one")
-        loss_weights = [sum(segment.loss_weight for segment in segments) for segments in documents]
+        loss_weights = [loss_weight_of(segments) for segments in documents]
         self.batches: list[MicroBatch] = []
-        self.groups: list[range] = []
+        self.places: list[range] = []
         for group in zip_longest(*(groups or [[own] for own in documents]), fillvalue=()):
             first = len(self.batches)
             self.batches += self._cut(group, loss_weights, token_limit, packed=packed)
-            self.groups.append(range(first, len(self.batches)))
+            self.places.append(range(first, len(self.batches)))
         head = adapted.base.head
         self._vocabularies: list[Tensor] | None = None
         self._heads: tuple[Tensor, ...] = (head,) * len(documents)

@@ -1,6 +1,6 @@
 """The part of a document that a question is about, recalled from its adapter.
 
-All parts are recalled (`perk.part_recital`), unless that adapter has been asked before; then one of them is chosen
+All parts are recalled (`perk.recital_row`), unless that adapter has been asked before; then one of them is chosen
 (`perk.part_choice`). Questions about one document that come together wait for the same recital.
 """
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from perk.base_model import BaseModel
 from perk.part_choice import PartChoice
-from perk.part_recital import PartRecital
 from perk.readers import Readers
+from perk.recital_row import RecitalRow
 from perk.token_track import TokenTrack
 
 __all__ = ["PartRecall"]
@@ -27,11 +27,8 @@ class PartRecall:
         self._readers = readers
         self._base = base
         said = readers.recalled.get(adapter)
-        self._work: PartRecital | PartChoice
-        if said is None:
-            self._work = readers.recalled.recital(adapter, lambda: PartRecital(adapter, readers.segments, base))
-        else:
-            self._work = self._choice(said)
+        self._work: RecitalRow | PartChoice
+        self._work = RecitalRow(adapter, readers, base) if said is None else self._choice(said)
 
     @property
     def done(self) -> bool:
@@ -51,17 +48,15 @@ class PartRecall:
     def catch_up(self) -> None:
         """Go on to the choice, if all parts have been recalled for this question or for another."""
         said = self._readers.recalled.get(self._adapter)
-        if said is not None and isinstance(self._work, PartRecital):
+        if said is not None and isinstance(self._work, RecitalRow):
             self._work = self._choice(said)
 
     def take(self, track: TokenTrack, logits: Tensor) -> None:
         """Go on with a track, given logits ``[1 + draft, V]`` of what follows the tokens of its draft and one more."""
         if isinstance(self._work, PartChoice):
             self._work.take(track, logits)
-            return
-        self._work.take(track, logits[-1])
-        if self._work.done:
-            self._readers.recalled.put(self._adapter, self._work.said)
+        else:
+            self._work.take_all(track, logits)
             self.catch_up()
 
     def _choice(self, said: tuple[str, ...]) -> PartChoice:

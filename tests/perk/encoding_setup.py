@@ -70,6 +70,32 @@ def assert_same(found: Sequence[EncodedDocument], expected: Sequence[EncodedDocu
         assert one.loss_after == pytest.approx(other.loss_after, rel=1e-6)
 
 
+def assert_same_alone(setup: Setup, documents: Sequence[Sequence[Segment]], **options: Any) -> list[int]:
+    """Documents encoded together are as each alone; returns the steps of each."""
+    together = setup.encode(documents, **options)
+    alone = [setup.encode([document], **options)[0] for document in documents]
+    assert_same(together, alone)
+    steps = [encoded.steps for encoded in together]
+    assert steps == [encoded.steps for encoded in alone]
+    return steps
+
+
+def assert_same_however_cut(setup: Setup, documents: Sequence[Sequence[Segment]], **options: Any) -> None:
+    """A segment in each micro-batch makes the same adapters as all in one, its states kept or recomputed."""
+    whole = setup.encode(documents, token_limit=EVERYTHING, **options)
+    for state_limit in (KEPT, RECOMPUTED):
+        assert_same(setup.encode(documents, token_limit=ONE_SEGMENT, state_limit=state_limit, **options), whole)
+
+
+def progress_of(encoding: Encoding) -> list[float]:
+    """Progress at the beginning and after each slice, to the end."""
+    progress = [encoding.progress]
+    while not encoding.done:
+        encoding.advance()
+        progress.append(encoding.progress)
+    return progress
+
+
 def defined_loss(
     setup: Setup, theta: Tensor, segments: Sequence[Segment], competing: Tensor, *, weighted: bool
 ) -> Tensor:

@@ -15,12 +15,13 @@ from perk.segment import Segment
 from perk.settings import RepeatSettings
 from tests.perk.encoding_setup import (
     EVERYTHING,
-    ONE_SEGMENT,
-    RECOMPUTED,
     STEPS,
     Setup,
     assert_same,
+    assert_same_alone,
+    assert_same_however_cut,
     defined_loss,
+    progress_of,
 )
 
 # Documents enter the second step with losses of 14 to 24: one has been learned by then, and the others need more steps.
@@ -58,35 +59,23 @@ def test_a_document_of_numbered_entries_takes_every_step_once(setup: Setup, docu
 def test_documents_together_have_the_adapters_they_have_one_by_one(
     rule: Literal["rms", "adamw"], setup: Setup, documents: list[list[Segment]]
 ) -> None:
-    together = setup.encode(documents, rule=rule, **LONGER)
-    alone = [setup.encode([document], rule=rule, **LONGER)[0] for document in documents]
-    assert_same(together, alone)
-    steps = [encoded.steps for encoded in together]
-    assert steps == [encoded.steps for encoded in alone]
+    steps = assert_same_alone(setup, documents, rule=rule, **LONGER)
     assert len(set(steps)) == 3, "documents that wait for no other show nothing"
 
 
-@pytest.mark.parametrize("state_limit", [EVERYTHING, RECOMPUTED])
-def test_the_adapter_is_the_same_for_any_micro_batching(
-    state_limit: int, setup: Setup, documents: list[list[Segment]]
-) -> None:
-    cut = setup.encode(documents, token_limit=ONE_SEGMENT, state_limit=state_limit, **LONGER)
-    assert_same(cut, setup.encode(documents, token_limit=EVERYTHING, **LONGER))
+def test_the_adapter_is_the_same_for_any_micro_batching(setup: Setup, documents: list[list[Segment]]) -> None:
+    assert_same_however_cut(setup, documents, **LONGER)
 
 
 def test_progress_stands_still_and_does_not_go_back(setup: Setup, documents: list[list[Segment]]) -> None:
     encoding = setup.start(documents, token_limit=30, **LONGER)
     batches = len(InnerLoss(setup.adapted, documents, token_limit=30).batches)
-    progress, slices = [0.0], 0
-    while not encoding.done:
-        encoding.advance()
-        slices += 1
-        progress.append(encoding.progress)
+    progress = progress_of(encoding)
     assert progress == sorted(progress)
-    assert progress[-1] == 1.0
+    assert (progress[0], progress[-1]) == (0.0, 1.0)
     assert encoding.steps == encoding.step == max(encoded.steps for encoded in encoding.results()) > STEPS
     # States once, rivals twice, and a pass for each step.
-    assert slices == batches * (3 + encoding.steps)
+    assert len(progress) - 1 == batches * (3 + encoding.steps)
 
 
 def test_a_rival_is_the_likeliest_wrong_token_of_the_whole_vocabulary(
