@@ -70,6 +70,7 @@ def practise_command(
     steps: Annotated[int, typer.Option(min=1, help="Of the reader.")] = 300,
     questions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 4,
     rate: Annotated[float, typer.Option(min=0, help="Learning rate at its highest.")] = 4e-4,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the state saved in --out.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.")] = None,
 ) -> None:
     """Learn a reader, of what a document's adapter recalls: numbered entries, or a part with the answer."""
@@ -79,11 +80,11 @@ def practise_command(
     with Progress(*columns, disable=not processes.main) as progress:
         practice = progress.add_task("practice", total=steps, score="")
 
-        def report(step: PracticeStep) -> None:
-            chosen = "" if step.chosen is None else f", chosen {step.chosen:.0%}"
-            progress.update(practice, advance=1, score=f"loss {step.loss:.3f}, exact {step.exact:.0%}{chosen}")
+        def report(step: int, seen: PracticeStep) -> None:
+            chosen = "" if seen.chosen is None else f", chosen {seen.chosen:.0%}"
+            progress.update(practice, completed=step, score=f"loss {seen.loss:.3f}, exact {seen.exact:.0%}{chosen}")
 
-        learned = practise(
+        practise(
             PerkModel.load(checkpoint, device=processes.device),
             settings,
             steps=steps,
@@ -92,9 +93,9 @@ def practise_command(
             rate=rate,
             report=report,
             processes=processes,
+            folder=out,
+            resume=resume,
         )
-    if processes.main:
-        learned.save(out)
 
 
 @application.command("enlarge")

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -27,10 +28,12 @@ from meta_training.part_segment import part_segment
 from meta_training.processes import Processes
 from meta_training.rate_schedule import rate_share
 from meta_training.reading_segment import reading_segment
+from meta_training.run_state import RunState, has_state
 from meta_training.running_mean import RunningMean
 from meta_training.settings import TrainSettings
 from meta_training.stop_signals import stop_signals
 from meta_training.trainer import DivergenceError
+from meta_training.training_log import TrainingLog
 from perk.checkpoint import Checkpoint
 from perk.errors import InvalidInput
 from perk.perk_model import PerkModel
@@ -46,6 +49,9 @@ _NAMES: dict[Reads, str] = dict(zip(get_args(Reads), READERS, strict=True))
 _TOKEN_LIMIT = 2048
 _WARMUP = 10
 _LEAST_RATE = 0.05
+
+# Of the log.
+_COLUMNS = ("step", "seconds", "loss", "exact", "chosen", "gradient_norm")
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,10 @@ def practise(
     reads: Reads = "entries",
     questions: int = 4,
     rate: float = 4e-4,
-    report: Callable[[PracticeStep], None] | None = None,
+    report: Callable[[int, PracticeStep], None] | None = None,
     processes: Processes | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
 ) -> Checkpoint:
     """Learn a reader; ends early on a SIGTERM or SIGINT, with what is learned so far.
 
@@ -80,79 +88,164 @@ def practise(
         model: with the checkpoint to begin with. If that has this reader, it goes on learning; if not, it begins as
             the other one, or as the adapter of no document where there is none either.
         settings: of a run, whose seed and stages say what is asked, a document after the other; over how many of the
-            last steps the result is a mean (`mean_steps`); and which segments documents are read in, if that is to
-            change.
+            last steps the result is a mean (`mean_steps`); after how many steps it is saved (`save_every`); and which
+            segments documents are read in, if that is to change.
         reads: which reader: of a document's entries (`meta_training.reading_segment`), or of its parts, which it reads
             (`meta_training.part_segment`) and chooses (`meta_training.choice_example`).
         steps: of AdamW; its rate rises over the first ten and falls by a cosine.
         questions: of each step, each about a document of its own.
         rate: at its highest.
-        report: called after each step.
+        report: called after each step with its number and what was seen.
         processes: each of which asks that many questions of its own; the gradient is the mean over all of them. None:
             this one is alone.
+        folder: where the checkpoint, ``log.csv`` and the state to resume from go; None: nothing is written.
+        resume: go on from the state in `folder`, as if the run had never stopped.
 
     Returns:
         The checkpoint with another ``reader`` or ``part_reader``.
 
     Raises:
         InvalidInput: the checkpoint answers without telling a support first, or parts are to be read and a task has
-            none.
+            none; or the folder has a state and is not to be resumed, or has none, or that of another run.
         DivergenceError: the loss or its gradient is not finite.
     """
-    templates = model.settings.templates
-    if templates.support is None:
-        raise InvalidInput("checkpoint", repr(model.checkpoint.name), "one that tells the support before the answer")
-    processes = processes or Processes()
-    tensors, name = model.checkpoint.tensors, _NAMES[reads]
-    begun = next(tensors[start] for start in (name, *READERS, "initial") if start in tensors)
-    reader = begun.to(model.base.device).clone().requires_grad_()
-    mean = RunningMean({name: reader}, settings.outer.mean_steps or 1)
-    lesson = _Lesson(model, reads, random.Random(f"{settings.seed}-practice"))
-    optimiser = torch.optim.AdamW([reader], lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    share = partial(rate_share, total=steps, warmup=_WARMUP, least=_LEAST_RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
-    curriculum = Curriculum(settings, count_tokens=model.count_tokens, documents=questions * processes.count)
-    with stop_signals() as stop:
-        for step in range(steps):
-            documents = curriculum.draw(step).documents
-            seen, gradient = lesson.learn(reader.detach()[None], documents, processes)
-            reader.grad = processes.total(gradient[0]) / processes.count
-            norm = torch.nn.utils.clip_grad_norm_([reader], 1.0)
-            if not (math.isfinite(seen.loss) and bool(norm.isfinite())):
-                raise DivergenceError(f"step {step + 1} of {steps}: loss {seen.loss} at rate {rate}: try a smaller one")
-            optimiser.step()
-            schedule.step()
-            mean.add({name: reader}, step + 1)
-            if report is not None:
-                report(seen)
+    practice = _Practice(model, settings, reads, steps, questions, rate, processes or Processes(), folder)
+    if resume:
+        practice.resume()
+    elif folder is not None and has_state(folder):
+        raise InvalidInput("out", str(folder), "a folder without a saved state, or --resume")
+    practice.run(report)
+    return practice.checkpoint()
+
+
+class _Practice:
+    """One run. All randomness of a step comes from (seed, step), so that a resumed run goes on as if never stopped."""
+
+    def __init__(
+        self,
+        model: PerkModel,
+        settings: TrainSettings,
+        reads: Reads,
+        steps: int,
+        questions: int,
+        rate: float,
+        processes: Processes,
+        folder: Path | None,
+    ) -> None:
+        templates = model.settings.templates
+        if templates.support is None:
+            raise InvalidInput(
+                "checkpoint", repr(model.checkpoint.name), "one that tells the support before the answer"
+            )
+        self._checkpoint = model.checkpoint
+        self._settings = settings
+        self._name = _NAMES[reads]
+        self._steps, self._rate = steps, rate
+        self._processes = processes
+        self._folder = folder
+        self._log = None if folder is None else TrainingLog(folder, _COLUMNS, tensorboard=settings.tensorboard)
+        self._step = 0
+        self._seconds = 0.0
+        tensors = model.checkpoint.tensors
+        begun = next(tensors[start] for start in (self._name, *READERS, "initial") if start in tensors)
+        self._reader = begun.to(model.base.device).clone().requires_grad_()
+        self._mean = RunningMean({self._name: self._reader}, settings.outer.mean_steps or 1)
+        self._optimiser = torch.optim.AdamW([self._reader], lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self._lesson = _Lesson(model, reads, settings.seed)
+        self._curriculum = Curriculum(settings, count_tokens=model.count_tokens, documents=questions * processes.count)
+
+    def run(self, report: Callable[[int, PracticeStep], None] | None) -> None:
+        """Learn to the last step or a signal, and save where there is a folder."""
+        with stop_signals() as stop:
             # Signals do not reach all processes in the same step.
-            if processes.any(bool(stop)):
-                break
-    read = model.settings
-    if "segments" in settings.model_fields_set:
-        read = read.model_copy(update={"segments": settings.segments})
-    return replace(model.checkpoint, settings=read, tensors=tensors | {name: mean.tensors[name].cpu()})
+            while self._step < self._steps and not self._processes.any(bool(stop)):
+                seen = self._learn()
+                if report is not None:
+                    report(self._step, seen)
+                if self._step % self._settings.save_every == 0:
+                    self._save()
+        self._save()
+        if self._log is not None:
+            self._log.close()
+
+    def resume(self) -> None:
+        """Take over the saved state."""
+        if self._folder is None:
+            raise InvalidInput("resume", "no folder", "the folder of an earlier run")
+        state = RunState.read(self._folder)
+        if state.metadata.get("learns") != self._name:
+            learns = state.metadata.get("learns", "no reader")
+            raise InvalidInput("resume", f"the state of a run that learns {learns}", f"that of one that learns {self._name}")
+        state.restore_parameters([self._reader])
+        state.restore_mean(self._mean.tensors, {self._name: self._reader})
+        state.restore_optimiser([self._reader], self._optimiser)
+        self._step = int(state.metadata["step"])
+        self._seconds = float(state.metadata["seconds"])
+        if self._processes.main and self._log is not None:
+            self._log.cut(self._step)
+
+    def checkpoint(self) -> Checkpoint:
+        """The one begun with, and what is learned so far."""
+        read = self._checkpoint.settings
+        if "segments" in self._settings.model_fields_set:
+            read = read.model_copy(update={"segments": self._settings.segments})
+        learned = {name: mean.cpu() for name, mean in self._mean.tensors.items()}
+        return replace(self._checkpoint, settings=read, tensors=self._checkpoint.tensors | learned)
+
+    def _learn(self) -> PracticeStep:
+        """One step; all processes take the same."""
+        started = time.perf_counter()
+        documents = self._curriculum.draw(self._step).documents
+        seen, gradient = self._lesson.learn(self._reader.detach()[None], documents, self._processes, self._step)
+        self._reader.grad = self._processes.total(gradient[0]) / self._processes.count
+        norm = torch.nn.utils.clip_grad_norm_([self._reader], 1.0)
+        if not (math.isfinite(seen.loss) and bool(norm.isfinite())):
+            step = f"step {self._step + 1} of {self._steps}"
+            raise DivergenceError(f"{step}: loss {seen.loss} at rate {self._rate}: try a smaller one")
+        share = rate_share(self._step, self._steps, warmup=_WARMUP, least=_LEAST_RATE)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._rate * share
+        self._optimiser.step()
+        self._step += 1
+        self._mean.add({self._name: self._reader}, self._step)
+        self._seconds += time.perf_counter() - started
+        if self._processes.main and self._log is not None:
+            chosen = "" if seen.chosen is None else f"{seen.chosen:.3f}"
+            row = (self._step, f"{self._seconds:.1f}", f"{seen.loss:.4f}", f"{seen.exact:.3f}", chosen, f"{norm:.4f}")
+            self._log.step(dict(zip(_COLUMNS, map(str, row), strict=True)))
+        return seen
+
+    def _save(self) -> None:
+        """Write the checkpoint and the state to resume from."""
+        if self._folder is None or not self._processes.main:
+            return
+        self.checkpoint().save(self._folder)
+        metadata = {"step": str(self._step), "seconds": repr(self._seconds), "learns": self._name}
+        RunState.of([self._reader], self._optimiser, mean=self._mean.tensors, metadata=metadata).write(self._folder)
 
 
 class _Lesson:
     """The questions of a step, one a document, and what the reader makes of them."""
 
-    def __init__(self, model: PerkModel, reads: Reads, rng: random.Random) -> None:
+    def __init__(self, model: PerkModel, reads: Reads, seed: int) -> None:
         self._base = model.base
         self._templates = model.settings.templates
         self._reads = reads
-        self._rng = rng
+        self._seed = seed
         self._answers = AnswerLoss(model.adapted, token_limit=_TOKEN_LIMIT)
         self._choices = ChoiceLoss(model.adapted)
         can_merge = model.adapted.merged_bytes is not None
         self._merged = model.adapted.start_merging(model.base.dtype) if can_merge else None
 
-    def learn(self, theta: Tensor, documents: Sequence[Document], processes: Processes) -> tuple[PracticeStep, Tensor]:
-        """What was seen, and the gradient ``[1, P]``, of this process's share of the documents."""
-        drawn = self._draw(documents)
+    def learn(
+        self, theta: Tensor, documents: Sequence[Document], processes: Processes, step: int
+    ) -> tuple[PracticeStep, Tensor]:
+        """What was seen, and the gradient ``[1, P]``, of this process's share of a step's documents."""
+        rng = random.Random(f"{self._seed}-practice-{step}")
+        drawn = self._draw(documents, rng)
         # All are made, so that every process draws the same numbers.
-        asked = [self._segment(question) for question in drawn]
-        choices = [choice_example(question, self._base, self._rng) for question in drawn if self._reads == "parts"]
+        asked = [self._segment(question, rng) for question in drawn]
+        choices = [choice_example(question, self._base, rng) for question in drawn if self._reads == "parts"]
         # Of fewer questions than processes, some are asked more than once.
         own = slice(processes.index % len(drawn), None, processes.count)
         if self._merged is not None:
@@ -165,7 +258,7 @@ class _Lesson:
         _, chosen, choice_gradient = self._choices(theta, told, self._merged)
         return PracticeStep(loss, exact, chosen / len(told)), gradient + choice_gradient / len(asked)
 
-    def _draw(self, documents: Sequence[Document]) -> list[Question]:
+    def _draw(self, documents: Sequence[Document], rng: random.Random) -> list[Question]:
         """A question of each document; for a reader of parts of those that have one with a support.
 
         Raises:
@@ -178,12 +271,12 @@ class _Lesson:
         if not asked:
             tasks = sorted({repr(question.task) for document in documents for question in document.questions})
             raise InvalidInput("tasks", ", ".join(tasks), "tasks whose questions come with their support")
-        return [self._rng.choice(questions) for questions in asked]
+        return [rng.choice(questions) for questions in asked]
 
-    def _segment(self, question: Question) -> Segment:
+    def _segment(self, question: Question, rng: random.Random) -> Segment:
         """A question whose loss weighs one in all, however long it is."""
         if self._reads == "parts":
-            segment = part_segment(question, self._base, self._templates, self._rng)
+            segment = part_segment(question, self._base, self._templates, rng)
         else:
             segment = reading_segment(question, self._base, self._templates)
         weights = segment.weights or (1.0,) * segment.loss_tokens

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from meta_training.curriculum import Curriculum, Draw
@@ -23,6 +21,7 @@ from meta_training.in_context import InContextLoop
 from meta_training.outer_loop import MetaParameters, OuterLoop, OuterResult
 from meta_training.processes import Processes, join_processes
 from meta_training.rate_schedule import rate_share
+from meta_training.run_state import RunState, has_state
 from meta_training.running_mean import RunningMean
 from meta_training.settings import OuterSettings, TrainSettings, read_settings
 from meta_training.stop_signals import stop_signals
@@ -38,7 +37,6 @@ from perk.settings import BaseSettings, PerkSettings
 
 __all__ = ["DivergenceError", "Trainer", "run_training"]
 
-_STATE = "state.safetensors"
 # Beside the newest checkpoint: the one that scored best on development data.
 _BEST = "best"
 
@@ -185,18 +183,14 @@ class Trainer:
         """Write the checkpoint and the state to resume from."""
         folder = self.settings.output
         self.checkpoint().save(folder)
-        tensors = {f"parameter.{i}": p.detach().clone() for i, p in enumerate(self._parameters)}
-        for index, parameter in enumerate(self._parameters):
-            for name, value in self._optimiser.state.get(parameter, {}).items():
-                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).clone()
-        if self._mean is not None:
-            tensors |= {f"mean.{name}": tensor.clone() for name, tensor in self._mean.tensors.items()}
-        tensors |= self._kept
-        # The state names its step inside the same file, so that no crash can leave the two apart.
-        scratch = folder / f".{_STATE}.new"
-        metadata = {"step": str(self.step), "seconds": repr(self._seconds), "best": repr(self.best_score)}
-        save_file(tensors, scratch, metadata=metadata)
-        scratch.replace(folder / _STATE)
+        state = RunState.of(
+            self._parameters,
+            self._optimiser,
+            mean={} if self._mean is None else self._mean.tensors,
+            metadata={"step": str(self.step), "seconds": repr(self._seconds), "best": repr(self.best_score)},
+        )
+        state.tensors.update(self._kept)
+        state.write(folder)
 
     def resume(self) -> None:
         """Continue from the saved state.
@@ -204,29 +198,13 @@ class Trainer:
         Raises:
             InvalidInput: there is none, or it belongs to other settings.
         """
-        path = self.settings.output / _STATE
-        if not path.is_file():
-            raise InvalidInput("resume", str(path), "a state saved by an earlier run")
-        try:
-            tensors, metadata = load_file(path), _metadata(path)
-        except SafetensorError as error:
-            raise InvalidInput(
-                "resume", f"a damaged {path.name} ({error})", "a state saved by an earlier run"
-            ) from error
-        self._take_parameters(tensors)
-        self._keep(tensors)
-        for index, parameter in enumerate(self._parameters):
-            prefix = f"optimiser.{index}."
-            state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            if state:
-                # AdamW counts its steps on the CPU; its moments lie beside the parameter.
-                self._optimiser.state[parameter] = {
-                    name: t if name == "step" else t.to(parameter.device) for name, t in state.items()
-                }
-        self.step = int(metadata["step"])
-        self._seconds = float(metadata["seconds"])
+        state = RunState.read(self.settings.output)
+        self._take(state)
+        state.restore_optimiser(self._parameters, self._optimiser)
+        self.step = int(state.metadata["step"])
+        self._seconds = float(state.metadata["seconds"])
         # States of runs without development scores name none.
-        self.best_score = float(metadata.get("best", "-1"))
+        self.best_score = float(state.metadata.get("best", "-1"))
         if self._processes.main:
             self._log.cut(self.step)
 
@@ -240,26 +218,18 @@ class Trainer:
         checkpoint.require_layout(self._adapted.layout)
         named = MetaParameters(checkpoint, self.base.head.shape[1])
         values = [named.initial, named.log_step_sizes, *named.weighting_parameters()]
-        self._take_parameters({f"parameter.{i}": value.detach() for i, value in enumerate(values)})
-        self._keep(checkpoint.tensors)
+        parameters = {f"parameter.{i}": value.detach() for i, value in enumerate(values)}
+        self._take(RunState(checkpoint.tensors | parameters, {}))
 
-    def _keep(self, tensors: dict[str, Tensor]) -> None:
-        """Keep what of a checkpoint or a state the run does not learn."""
+    def _take(self, state: RunState) -> None:
+        """Take over parameters and their means, and keep what the run does not learn."""
+        state.restore_parameters(self._parameters)
+        if self._mean is not None:
+            # A checkpoint to begin with has none.
+            state.restore_mean(self._mean.tensors, self.meta.tensors())
         # Prompts with the document in them leave nothing to recall.
         kept = () if self._in_context else READERS
-        self._kept = {name: tensors[name] for name in kept if name in tensors}
-
-    def _take_parameters(self, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for index, parameter in enumerate(self._parameters):
-                saved = tensors.get(f"parameter.{index}")
-                if saved is None or saved.shape != parameter.shape:
-                    raise InvalidInput("state", f"no parameter of shape {tuple(parameter.shape)}", "the same settings")
-                parameter.copy_(saved)
-            # What has no mean yet, a checkpoint to begin with among it, begins one here.
-            present = self.meta.tensors()
-            for name, mean in self._mean.tensors.items() if self._mean is not None else ():
-                mean.copy_(tensors.get(f"mean.{name}", present[name]))
+        self._kept = {name: state.tensors[name] for name in kept if name in state.tensors}
 
     def _loop(self, outer: OuterSettings) -> OuterLoop | InContextLoop:
         if self._in_context:
@@ -347,8 +317,7 @@ def run_training(
         PerkError: bad settings, an unknown base, a foreign state, or divergence.
     """
     settings = read_settings(config, overrides)
-    existing = settings.output / _STATE
-    if existing.exists() and not resume:
+    if has_state(settings.output) and not resume:
         raise InvalidInput("output", str(settings.output), "a folder without a saved state, or --resume")
     processes = join_processes()
     if torch.cuda.is_available():
@@ -376,11 +345,6 @@ def _optimiser(meta: MetaParameters, outer: OuterSettings, *, in_context: bool) 
         groups.append({"params": meta.weighting_parameters(), "peak": outer.weighting_rate})
     used = [group for group in groups if group["params"]]
     return torch.optim.AdamW(used, lr=outer.rate, betas=outer.betas, weight_decay=outer.weight_decay)
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata())
 
 
 def _due(step: int, every: int) -> bool:

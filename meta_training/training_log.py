@@ -33,13 +33,19 @@ _STEPS, _DEV = "log.csv", "dev.csv"
 class TrainingLog:
     """Rows by step; a resumed run drops those it will compute again."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
-        """Write into `folder`, which need not exist yet.
+    def __init__(self, folder: Path, columns: tuple[str, ...] = STEP_COLUMNS, *, tensorboard: bool) -> None:
+        """Write into a folder.
+
+        Args:
+            folder: it need not exist yet.
+            columns: of a step; the first is ``step``.
+            tensorboard: write event files too.
 
         Raises:
             InvalidInput: TensorBoard is asked for and not installed.
         """
         self._folder = folder
+        self._columns = columns
         self._writer: Any = None
         self._tensorboard = tensorboard
         self._purge_from: int | None = None
@@ -47,8 +53,8 @@ class TrainingLog:
             _summary_writer()
 
     def step(self, row: Mapping[str, str]) -> None:
-        """An outer step; `row` has `STEP_COLUMNS`."""
-        self._append(_STEPS, STEP_COLUMNS, row, "train")
+        """A step; `row` has its columns, those without a number empty."""
+        self._append(_STEPS, self._columns, row, "train")
 
     def dev(self, row: Mapping[str, str]) -> None:
         """A score on development data; `row` has `DEV_COLUMNS`."""
@@ -57,7 +63,7 @@ class TrainingLog:
     def cut(self, step: int) -> None:
         """Drop rows that a killed run logged after its last saved state: they will be computed again."""
         self._purge_from = step + 1
-        for name, columns in ((_STEPS, STEP_COLUMNS), (_DEV, DEV_COLUMNS)):
+        for name, columns in ((_STEPS, self._columns), (_DEV, DEV_COLUMNS)):
             path = self._folder / name
             if not path.exists():
                 continue
@@ -87,7 +93,7 @@ class TrainingLog:
         if self._writer is None:
             self._writer = _summary_writer()(str(self._folder / "tensorboard"), purge_step=self._purge_from)
         for column in columns:
-            if column not in ("step", "task"):
+            if column not in ("step", "task") and row[column]:
                 self._writer.add_scalar(f"{group}/{column}", float(row[column]), int(row["step"]))
 
 

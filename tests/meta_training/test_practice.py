@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -60,7 +61,7 @@ def _changed(learned: Checkpoint, begun: Checkpoint) -> set[str]:
 def _watch(model: PerkModel, settings: TrainSettings, **options: Any) -> tuple[Checkpoint, list[float]]:
     """What was learned, and the loss before each step."""
     losses: list[float] = []
-    learned = practise(model, settings, report=lambda step: losses.append(step.loss), **options)
+    learned = practise(model, settings, report=lambda _, seen: losses.append(seen.loss), **options)
     return learned, losses
 
 
@@ -129,10 +130,10 @@ def test_a_reader_of_parts_learns_to_choose_one(model: PerkModel, tmp_path: Path
     settings = _own_file(tmp_path, rows)
     before: list[PracticeStep] = []
     seen: list[PracticeStep] = []
-    practise(model, settings, steps=10, questions=4, reads="parts", rate=0, report=before.append)
-    practise(model, settings, steps=40, questions=4, reads="parts", rate=1e-2, report=seen.append)
+    practise(model, settings, steps=10, questions=4, reads="parts", rate=0, report=lambda _, step: before.append(step))
+    practise(model, settings, steps=40, questions=4, reads="parts", rate=1e-2, report=lambda _, step: seen.append(step))
     assert _chosen(before) < 0.6 < 0.9 < _chosen(seen[-10:])
-    practise(model, settings, steps=1, questions=4, report=seen.append)
+    practise(model, settings, steps=1, questions=4, report=lambda _, step: seen.append(step))
     assert seen[-1].chosen is None, "entries are not chosen"
 
 
@@ -166,13 +167,71 @@ def test_what_is_learned_is_a_mean_of_the_last_steps(model: PerkModel) -> None:
 def test_a_stop_ends_it_with_what_is_learned(model: PerkModel) -> None:
     steps: list[PracticeStep] = []
 
-    def stop(step: PracticeStep) -> None:
-        steps.append(step)
+    def stop(_: int, seen: PracticeStep) -> None:
+        steps.append(seen)
         signal.raise_signal(signal.SIGTERM)
 
     learned = practise(model, _settings(), steps=9, questions=1, report=stop)
     assert len(steps) == 1
     assert not torch.equal(learned.tensors["reader"], model.initial)
+
+
+@pytest.mark.parametrize(("reads", "name"), [("entries", "reader"), ("parts", "part_reader")])
+def test_a_stopped_run_resumes_as_if_it_had_gone_on(model: PerkModel, tmp_path: Path, reads: Reads, name: str) -> None:
+    settings = _settings(outer={"mean_steps": 3}, save_every=2)
+    options: dict[str, Any] = {"steps": 5, "questions": 2, "reads": reads, "rate": 1e-2}
+
+    def stop(step: int, _: PracticeStep) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    whole = practise(model, settings, **options, folder=tmp_path / "whole")
+    practise(model, settings, **options, folder=tmp_path / "stopped", report=stop)
+    further: list[int] = []
+    resumed = practise(
+        model, settings, **options, folder=tmp_path / "stopped", resume=True, report=lambda step, _: further.append(step)
+    )
+    assert further == [4, 5]
+    assert torch.equal(resumed.tensors[name], whole.tensors[name])
+    assert load_checkpoint(tmp_path / "stopped").fingerprint == resumed.fingerprint
+    assert _log(tmp_path / "stopped") == _log(tmp_path / "whole")
+
+
+def _log(folder: Path) -> list[dict[str, str]]:
+    """Rows of a run's log, without what depends on the clock."""
+    with (folder / "log.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_killed_run_resumes_from_the_last_state_it_saved(model: PerkModel, tmp_path: Path) -> None:
+    settings = _settings(save_every=2)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(step: int, _: PracticeStep) -> None:
+        if step == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        practise(model, settings, steps=4, questions=1, folder=tmp_path, report=kill)
+    assert [row["step"] for row in _log(tmp_path)] == ["1", "2", "3"]
+    resumed = practise(model, settings, steps=4, questions=1, folder=tmp_path, resume=True)
+    assert [row["step"] for row in _log(tmp_path)] == ["1", "2", "3", "4"]
+    assert torch.equal(resumed.tensors["reader"], practise(model, settings, steps=4, questions=1).tensors["reader"])
+
+
+def test_a_state_is_neither_overwritten_nor_taken_for_another_run_s(model: PerkModel, tmp_path: Path) -> None:
+    def run(**options: Any) -> Checkpoint:
+        return practise(model, _settings(), steps=1, questions=1, folder=tmp_path, **options)
+
+    with pytest.raises(InvalidInput, match="resume: got .*expected a state saved by an earlier run"):
+        run(resume=True)
+    run()
+    with pytest.raises(InvalidInput, match="out: got .* expected a folder without a saved state, or --resume"):
+        run()
+    with pytest.raises(InvalidInput, match="resume: got the state of a run that learns reader, expected .*part_reader"):
+        run(resume=True, reads="parts")
 
 
 def test_a_rate_that_is_too_high_is_told(model: PerkModel) -> None:
