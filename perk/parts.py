@@ -15,13 +15,13 @@ from perk.sentences import sentences
 __all__ = ["are_paragraphs", "part_count", "part_name", "part_start", "to_one_line", "told_apart"]
 
 # More would take longer to recall than a question should take.
-_MOST_PARTS = 96
+_MOST_PARTS = 192
 # What has so many sentences is a paragraph; a record, an entry or a heading is one.
 _SENTENCES = 2
 # Share of a text's pieces that are paragraphs, if it is one of paragraphs.
 _LEAST_SHARE = 0.75
 
-_COUNT = re.compile(r"Part 1 of (\d{1,2}):")
+_COUNT = re.compile(r"Part 1 of (\d{1,3}):")
 _LINE_BREAK = re.compile(r"([\w)\]])?\s*\n\s*")
 
 

@@ -27,7 +27,7 @@ from perk.segments import normalise, split_segments
 __all__ = ["PerkModel", "configuration_fingerprint"]
 
 # Raised whenever the same text and checkpoint would give another adapter than before.
-_METHOD_VERSION = 6
+_METHOD_VERSION = 7
 
 _DEFAULT_BUDGET = 2 * 1024**3
 _MIN_SLICE = 256

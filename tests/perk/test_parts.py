@@ -48,7 +48,7 @@ def test_each_paragraph_stands_behind_its_number_and_their_count(tiny_tokenizer:
         "Ann built it.",
         "Student <1>, Name: Ann, Grade: 4\nStudent <2>, Name: Bob, Grade: 3\nStudent <3>, Name: Cy, Grade: 2",
         "Ann Event 1: Ann went out. It rained.\nAnn Event 2: Ann came in. It was late.",
-        "\n\n".join(["Ann built it. She was a mason."] * 97),
+        "\n\n".join(["Ann built it. She was a mason."] * 193),
     ],
     ids=["one sentence", "records", "a numbered series", "too many"],
 )
@@ -77,7 +77,14 @@ def test_a_part_is_one_line(piece: str, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("Part 1 of 96:", 96), ("Part 1 of 1:", 1), ("Part 1 of 0:", None), ("Part 1 of 97:", None)]
+    ("name", "count"),
+    [
+        ("Part 1 of 192:", 192),
+        ("Part 1 of 96:", 96),
+        ("Part 1 of 1:", 1),
+        ("Part 1 of 0:", None),
+        ("Part 1 of 193:", None),
+    ],
 )
 def test_the_first_name_tells_how_many_there_are(name: str, count: int | None) -> None:
     assert part_count(name) == count
@@ -312,6 +319,19 @@ def test_parts_are_no_longer_than_the_model(make_model: Callable[..., PerkModel]
     while not recital.done:
         _recite(recital, tokenizer, "x" * (room + 1))
     assert recital.said == ("x" * room,) * 2 * (room > 0)
+
+
+def test_of_very_many_parts_some_wait_until_others_have_ended(make_model: Callable[..., PerkModel]) -> None:
+    model = make_model()
+    tokenizer = model.base.tokenizer
+    recital = PartRecital(torch.ones(model.adapter_size), _SEGMENTS, model.base)
+    _recite(recital, tokenizer, " 101:")
+    together = []
+    while not recital.done:
+        together.append(len(recital.tracks))
+        _recite(recital, tokenizer, f" It is {len(together)}.\n")
+    assert together == [96] * 6 + list(range(95, 0, -1))
+    assert recital.said == tuple(f"It is {number}." for number in range(1, 102))
 
 
 def test_of_many_parts_those_are_read_that_share_words_with_the_question(
