@@ -175,7 +175,9 @@ class _Practice:
         state = RunState.read(self._folder)
         if state.metadata.get("learns") != self._name:
             learns = state.metadata.get("learns", "no reader")
-            raise InvalidInput("resume", f"the state of a run that learns {learns}", f"that of one that learns {self._name}")
+            raise InvalidInput(
+                "resume", f"the state of a run that learns {learns}", f"that of one that learns {self._name}"
+            )
         state.restore_parameters([self._reader])
         state.restore_mean(self._mean.tensors, {self._name: self._reader})
         state.restore_optimiser([self._reader], self._optimiser)

@@ -189,7 +189,12 @@ def test_a_stopped_run_resumes_as_if_it_had_gone_on(model: PerkModel, tmp_path: 
     practise(model, settings, **options, folder=tmp_path / "stopped", report=stop)
     further: list[int] = []
     resumed = practise(
-        model, settings, **options, folder=tmp_path / "stopped", resume=True, report=lambda step, _: further.append(step)
+        model,
+        settings,
+        **options,
+        folder=tmp_path / "stopped",
+        resume=True,
+        report=lambda step, _: further.append(step),
     )
     assert further == [4, 5]
     assert torch.equal(resumed.tensors[name], whole.tensors[name])
@@ -225,12 +230,14 @@ def test_a_state_is_neither_overwritten_nor_taken_for_another_run_s(model: PerkM
     def run(**options: Any) -> Checkpoint:
         return practise(model, _settings(), steps=1, questions=1, folder=tmp_path, **options)
 
-    with pytest.raises(InvalidInput, match="resume: got .*expected a state saved by an earlier run"):
+    with pytest.raises(InvalidInput, match=r"resume: got .*expected a state saved by an earlier run"):
         run(resume=True)
     run()
-    with pytest.raises(InvalidInput, match="out: got .* expected a folder without a saved state, or --resume"):
+    with pytest.raises(InvalidInput, match=r"out: got .* expected a folder without a saved state, or --resume"):
         run()
-    with pytest.raises(InvalidInput, match="resume: got the state of a run that learns reader, expected .*part_reader"):
+    with pytest.raises(
+        InvalidInput, match=r"resume: got the state of a run that learns reader, expected .*part_reader"
+    ):
         run(resume=True, reads="parts")
 
 
